@@ -1,0 +1,1 @@
+"""The `megido` command, the launcher and the Python client."""

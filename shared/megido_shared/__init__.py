@@ -1,0 +1,1 @@
+"""What the services have in common: events, identity, the bus, the database, settings."""

@@ -1,0 +1,1 @@
+"""The bus: one contract (`base`), a durable local log (`local`) and Kafka (`kafka`)."""

@@ -1,0 +1,1 @@
+"""The database: tables, codecs, connections, migrations, and the embedded server."""
