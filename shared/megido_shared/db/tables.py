@@ -92,7 +92,7 @@ flows = Table(
     Column("original_flow_id", Uuid),
     Column("replay_job_id", Uuid),
     Column("replay_position", Integer),
-    Column("detail", LargeBinary, nullable=False, comment="MessagePack map: server, client TLS, timing, rules"),
+    Column("detail", LargeBinary, nullable=False, comment="detail.Detail as MessagePack"),
 )
 
 bodies = Table(
