@@ -1,0 +1,69 @@
+# Every target is safe to run twice; set-up that is already there costs a fraction of a second.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+ARGS ?=
+
+.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-ingest bench-journal clean
+
+help: ## Show this help
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+
+setup: ## Make .venv from the lock file
+	@scripts/setup.sh
+
+run: setup ## Run everything on this machine: proxy on 8080, API on 8000 (ARGS="--kafka localhost:9092" for a real Kafka)
+	@exec .venv/bin/megido up --data-dir .megido --log-dir logs/proxy $(ARGS)
+
+kafka: setup ## Run one Apache Kafka node on localhost:9092 (fetched once; needs Java 17 and Maven)
+	@$(PY) scripts/kafka.py fetch
+	@exec $(PY) scripts/kafka.py run $(ARGS)
+
+test-deps: setup
+	@$(PY) scripts/kafka.py fetch
+	@scripts/browser.sh
+
+test: test-deps lint types imports ## Everything: lint, types, import rules, all tests (real Kafka, Postgres and Chromium)
+	@$(PY) -m pytest $(ARGS)
+
+test-unit: setup ## The tests that need no service
+	@$(PY) -m pytest tests/unit $(ARGS)
+
+e2e: test-deps ## The whole pipeline on both buses, with curl and Chromium
+	@$(PY) -m pytest tests/e2e $(ARGS)
+
+faults: test-deps ## The long form of the kill and outage tests
+	@MEGIDO_FAULTS=long $(PY) -m pytest tests/faults $(ARGS)
+
+lint: setup ## Style and formatting
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+types: setup ## mypy --strict
+	@.venv/bin/mypy
+
+imports: setup ## The architecture's import rules
+	@.venv/bin/lint-imports --no-logo
+
+fmt: setup ## Format, and mend what can be mended
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+bench: bench-capture bench-ingest ## All benchmarks
+
+bench-capture: setup ## Full capture against bare mitmdump
+	@$(PY) -m benchmarks.capture $(ARGS)
+
+bench-ingest: setup ## Exactly-once ingest against plain COPY; capture-to-queryable latency
+	@$(PY) -m benchmarks.ingest $(ARGS)
+
+bench-journal: setup ## The journal against sqlite and buffered files
+	@$(PY) -m benchmarks.journal $(ARGS)
+
+lock: setup ## Resolve requirements.lock again (hashes, no host names)
+	@.venv/bin/uv pip compile pyproject.toml -q --python $(PY) --all-extras --group dev --universal --generate-hashes \
+		--custom-compile-command "make lock" -o requirements.lock
+
+clean: ## Remove what set-up and tests made (not the history in .megido)
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
