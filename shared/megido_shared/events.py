@@ -315,7 +315,7 @@ decode = _decoder.decode
 
 def topic_of(event: AnyEvent) -> Topic:
     """The topic that an event is published on."""
-    return _TOPICS[type(event)]
+    return TOPIC_OF_TYPE[type(event)]
 
 
 def key_of(event: AnyEvent) -> bytes:
@@ -351,7 +351,7 @@ def type_name(raw: bytes) -> str:
     return str(found.get("type", "")) if isinstance(found, dict) else ""
 
 
-_TOPICS: dict[type[Struct], Topic] = {
+TOPIC_OF_TYPE: dict[type[Struct], Topic] = {
     FlowStarted: FLOWS,
     FlowInterrupted: FLOWS,
     FlowFailed: FLOWS,
