@@ -1,3 +1,4 @@
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +17,7 @@ def test_ids_are_uuid7_and_only_rise() -> None:
 
 def test_ids_rise_when_the_wall_clock_jumps_back(monkeypatch: MonkeyPatch) -> None:
     before = ids.new_id()
-    an_hour_ago = uuid_utils.uuid7(timestamp=int(datetime.now(UTC).timestamp()) - 3600)
+    an_hour_ago = uuid_utils.uuid7(nanoseconds=time.time_ns() - 3600 * 10**9)
     monkeypatch.setattr(ids.uuid_utils, "uuid7", lambda: an_hour_ago)
     later = [ids.new_id() for _ in range(3)]
     assert [before, *later] == sorted({before, *later})

@@ -127,7 +127,7 @@ def _headers(stored: bytes | None) -> list[tuple[bytes, bytes]]:
 
 
 def _body(row: Row[Any], side: str, bodies: Mapping[BodyKey, bytes]) -> StoredBody:
-    columns = row._mapping  # noqa: SLF001 - the public way to a column by name
+    columns = row._mapping
     key, state = columns[f"{side}_body_key"], columns[f"{side}_body_state"]
     data = b""
     if key is not None:
