@@ -1,0 +1,1 @@
+"""Alembic's environment: revisions in `versions/`, their SQL in `sql/`."""

@@ -1,0 +1,12 @@
+"""${message}"""
+
+from megido_shared.db.migrate import run_sql
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    run_sql("${up_revision}_name.sql")
