@@ -1,0 +1,1 @@
+"""Servers and waits that tests share."""
