@@ -1,0 +1,160 @@
+"""A request as the bytes of HTTP/1: what was recorded, in order, with its case and duplicates.
+
+Only framing is ever changed, because a request whose length is told wrong is another request; each change is said
+in `Wire.deviations`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megido_replayer.transport.messages import Headers, RawRequest, Unsendable
+
+_UNSAFE_IN_TARGET = re.compile(rb"[\x00-\x20\x7f]")
+_BREAKS = re.compile(rb"[\r\n\0]")
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """`data` is the whole message. `headers` and `trailers` are those within it. `keep_alive` is False when the
+    request itself asks that the connection be closed."""
+
+    method: bytes
+    data: bytes
+    headers: list[tuple[bytes, bytes]]
+    trailers: list[tuple[bytes, bytes]]
+    keep_alive: bool
+    deviations: tuple[str, ...]
+
+
+def render(request: RawRequest) -> Wire:
+    """Raises Unsendable when method, header or framing cannot be put on the wire as they are."""
+    deviations: list[str] = []
+    headers = [pair for pair in request.headers if not _is_for_a_proxy(pair[0], deviations)]
+    chunked = _is_chunked(headers)
+    if chunked:
+        headers = _without_length(headers, deviations)
+        if request.body:
+            deviations.append("transfer-encoding: chunk sizes are not recorded, the body is one chunk")
+    else:
+        headers = _with_right_length(headers, len(request.body), deviations)
+    trailers = list(request.trailers) if chunked else []
+    if request.trailers and not chunked:
+        deviations.append("trailers: left out, the body is not chunked")
+    head = _head(request, _target(request.target, deviations), headers)
+    return Wire(
+        method=request.method,
+        data=head + (_chunked_body(request.body, trailers) if chunked else request.body),
+        headers=headers,
+        trailers=trailers,
+        keep_alive=_keeps_alive(request.http_version, headers),
+        deviations=tuple(deviations),
+    )
+
+
+def _is_for_a_proxy(name: bytes, deviations: list[str]) -> bool:
+    if name[:6].lower() != b"proxy-":
+        return False
+    deviations.append(f"{name.decode('latin-1').lower()}: not sent, it is meant for a proxy")
+    return True
+
+
+def _is_chunked(headers: Headers) -> bool:
+    codings = [coding for value in _values(headers, b"transfer-encoding") for coding in value.lower().split(b",")]
+    if not codings:
+        return False
+    if codings[-1].strip() == b"chunked":
+        return True
+    raise Unsendable(
+        f"the request has Transfer-Encoding {b','.join(codings).decode('latin-1')!r}, "
+        "which does not end in chunked, so its length cannot be told to the target"
+    )
+
+
+def _without_length(headers: list[tuple[bytes, bytes]], deviations: list[str]) -> list[tuple[bytes, bytes]]:
+    """Content-Length beside chunked is a smuggling shape (RFC 9112 6.1)."""
+    kept = [pair for pair in headers if pair[0].strip().lower() != b"content-length"]
+    if len(kept) != len(headers):
+        deviations.append("content-length: not sent beside Transfer-Encoding")
+    return kept
+
+
+def _with_right_length(
+    headers: list[tuple[bytes, bytes]], size: int, deviations: list[str]
+) -> list[tuple[bytes, bytes]]:
+    right = b"%d" % size
+    told = _values(headers, b"content-length")
+    if not told:
+        if size:
+            deviations.append(f"content-length: added, the body has {size} bytes")
+            return [*headers, (b"Content-Length", right)]
+        return headers
+    if all(value == right for value in told):
+        return headers
+    deviations.append(f"content-length: corrected from {b', '.join(told).decode('latin-1')} to {size}")
+    corrected: list[tuple[bytes, bytes]] = []
+    seen = False
+    for name, value in headers:
+        if name.strip().lower() != b"content-length":
+            corrected.append((name, value))
+        elif not seen:
+            corrected.append((name, right))
+            seen = True
+    return corrected
+
+
+def _values(headers: Headers, lower_name: bytes) -> list[bytes]:
+    length = len(lower_name)
+    return [value for name, value in headers if len(name) >= length and name.strip().lower() == lower_name]
+
+
+def _target(target: bytes, deviations: list[str]) -> bytes:
+    if not target:
+        deviations.append("target: empty, sent as /")
+        return b"/"
+    if _UNSAFE_IN_TARGET.search(target) is None:
+        return target
+    deviations.append("target: spaces and control characters percent-encoded")
+    return _UNSAFE_IN_TARGET.sub(lambda found: b"%%%02X" % found[0][0], target)
+
+
+def _head(request: RawRequest, target: bytes, headers: Headers) -> bytes:
+    if request.http_version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise Unsendable(f"{request.http_version} is no version of HTTP/1")
+    if not request.method or _UNSAFE_IN_TARGET.search(request.method):
+        raise Unsendable(f"the method {request.method!r} cannot be sent")
+    first = b"%b %b %b\r\n" % (request.method, target, request.http_version.encode())
+    return first + _lines(headers) + b"\r\n"
+
+
+def _lines(headers: Headers) -> bytes:
+    lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    # One look at the whole instead of one at each value.
+    if lines.count(b"\r") != len(headers) or lines.count(b"\n") != len(headers) or b"\0" in lines:
+        _refuse_breaks(headers)
+    for name, _ in headers:
+        if not name or b":" in name:
+            raise Unsendable(f"the header name {name!r} cannot be sent in HTTP/1")
+    return lines
+
+
+def _refuse_breaks(headers: Headers) -> None:
+    for name, value in headers:
+        if _BREAKS.search(name) or _BREAKS.search(value):
+            raise Unsendable(f"the header {name!r} holds a line break or a NUL and cannot be sent in HTTP/1")
+
+
+def _chunked_body(body: bytes, trailers: Headers) -> bytes:
+    chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    return chunk + b"0\r\n" + _lines(trailers) + b"\r\n"
+
+
+def _keeps_alive(http_version: str, headers: Headers) -> bool:
+    tokens = set(_tokens(_values(headers, b"connection")))
+    if http_version == "HTTP/1.0":
+        return b"keep-alive" in tokens
+    return b"close" not in tokens
+
+
+def _tokens(values: Iterable[bytes]) -> Iterable[bytes]:
+    return (token.strip().lower() for value in values for token in value.split(b","))
