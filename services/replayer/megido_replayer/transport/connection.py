@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         closes the connection.
         """
         transport = self._transport
-        if transport is None or not self.usable or transport.is_closing():
+        if transport is None or not self.alive:
             self.abort()
             raise ConnectionTrouble("closed", "the connection was closed", stale=self.exchanges > 0)
         self._begin(head_request=head_request, keep_alive=keep_alive, max_body=max_body)

@@ -1,6 +1,7 @@
 """Connections by origin: opened to pinned addresses, kept for the next request, never more than asked for."""
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -114,7 +115,7 @@ class Pool:
         except ssl.SSLError as error:
             raise SendError(ErrorType.SSL_ERROR, f"{step} failed: {_ssl_reason(error)}") from error
         except OSError as error:
-            raise SendError(ErrorType.CONNECTION_RESET, f"{step} failed: {error.strerror or error}") from error
+            raise SendError(ErrorType.CONNECTION_RESET, f"{step} failed: {_os_reason(error)}") from error
         finally:
             if sock is not None:
                 sock.close()
@@ -128,3 +129,8 @@ def _ssl_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted, {error.verify_message}"
     return error.reason or str(error)
+
+
+def _os_reason(error: OSError) -> str:
+    """The system's words: asyncio puts its own in `strerror`."""
+    return os.strerror(error.errno) if error.errno else str(error) or "the server closed the connection"

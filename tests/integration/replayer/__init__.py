@@ -1,0 +1,1 @@
+"""Tests of the replayer on a real database and a real bus."""

@@ -1,0 +1,1 @@
+"""Tests of the replayer that need nothing but sockets."""
