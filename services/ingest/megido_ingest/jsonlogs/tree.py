@@ -1,0 +1,126 @@
+"""The files below a log root: who owns a name, and what a crash may leave behind.
+
+A new file is written plainly (a temporary file and a rename cost ten times as much, and a flow has two). A kill
+in between leaves a half file; but the reader's position in the feed moves on only after a whole batch, so the
+next start writes everything since then again, in the same order: whoever wanted the name first meets the half
+file first and completes it. That holds only for names that were new, so a file that exists whole is replaced by
+rename. (Against a power cut nothing here is synced: Postgres is the truth, these files are a copy.)
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from megido_ingest.jsonlogs.entries import Entry
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REPAIR = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class LogTree:
+    """Writes entries below `root`, which is made 0700 when the first is written. Raises OSError."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._made: set[str] = set()
+
+    def write(self, entry: Entry) -> None:
+        """Idempotent: the same flow ends in the same file, whatever was there before. Another flow's name gets
+        `-<6 hex>` of this one's identity (its last, random digits: the first are the time they share)."""
+        content = msgspec.json.format(msgspec.json.encode(entry.fields), indent=2) + b"\n"
+        for stem in _names(entry):
+            if self._write_as(entry, f"{entry.folder}/{stem}.json", content):
+                break
+        if entry.superseded:
+            self._remove_superseded(entry)
+
+    def folder_of(self, kind: str, prefix: str) -> str | None:
+        """The name of the folder below `kind` that is called `<prefix>_<digits>`; None when there is none."""
+        try:
+            names = sorted(path.name for path in (self.root / kind).iterdir())
+        except FileNotFoundError:
+            return None
+        return next((name for name in names if name.rpartition("_")[0] == prefix), None)
+
+    def make(self, folder: str) -> None:
+        """Makes the root and a folder below it, each 0700: what was captured is its owner's alone."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        path = self.root
+        _private(path)
+        for part in Path(folder).parts:
+            path = path / part
+            _private(path)
+        self._made.add(folder)
+
+    def _write_as(self, entry: Entry, name: str, content: bytes) -> bool:
+        path = self.root / name
+        try:
+            self._create(entry.folder, path, content)
+            return True
+        except FileExistsError:
+            existing = path.read_bytes()
+        owner = _owner(existing, entry.owner_field)
+        if owner is None:
+            _put(os.open(path, _REPAIR), content)
+        elif owner != entry.owner:
+            return False
+        elif existing != content:
+            _replace(path, content)
+        return True
+
+    def _create(self, folder: str, path: Path, content: bytes) -> None:
+        if folder not in self._made:
+            self.make(folder)
+        try:
+            descriptor = os.open(path, _CREATE, 0o600)
+        except FileNotFoundError:  # somebody tidied up
+            self.make(folder)
+            descriptor = os.open(path, _CREATE, 0o600)
+        _put(descriptor, content)
+
+    def _remove_superseded(self, entry: Entry) -> None:
+        folder, _, stem = entry.superseded.rpartition("/")
+        for name in (stem, f"{stem}-{entry.owner[-6:]}"):
+            path = self.root / folder / f"{name}.json"
+            try:
+                if _owner(path.read_bytes(), entry.owner_field) == entry.owner:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
+
+
+def _private(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    facts = path.lstat()
+    if facts.st_mode & 0o077 and facts.st_uid == os.geteuid():
+        path.chmod(0o700)
+
+
+def _names(entry: Entry) -> tuple[str, str, str]:
+    return entry.stem, f"{entry.stem}-{entry.owner[-6:]}", f"{entry.stem}-{entry.owner}"
+
+
+def _owner(content: bytes, field: str) -> str | None:
+    """None for a file that is not whole."""
+    try:
+        found = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return None
+    return str(found.get(field)) if isinstance(found, dict) else None
+
+
+def _put(descriptor: int, content: bytes) -> None:
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    _put(os.open(beside, _CREATE, 0o600), content)
+    beside.replace(path)

@@ -1,0 +1,197 @@
+"""The feed's reader that writes log files. One writer a log root; nothing waits for it."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from megido_ingest.jsonlogs import entries, feed, general
+from megido_ingest.jsonlogs.tree import LogTree
+from megido_shared.db.connect import connect, create_engine
+from megido_shared.db.read import StoredFlow, complete
+
+log = logging.getLogger(__name__)
+
+_BATCHES_AT_ONCE = 16
+_POLL_SECONDS = 0.5
+_NODES_EVERY = 2.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+_COMPLAIN_EVERY = 30.0
+
+
+class JsonLogWriter:
+    """Writes the log files of everything that the feed reports, from where it stopped last time.
+
+    A new log root gets the whole history that the database has. A disk that cannot be written or a database that
+    is away is waited for, with a line in the service's log at most every 30 seconds.
+    """
+
+    def __init__(self, database_url: str, log_root: Path) -> None:
+        self._url = database_url
+        self._root = log_root.absolute()
+        self._reader = f"json-logs:{self._root}"
+        self._tree = LogTree(self._root)
+        self._general = general.GeneralLog(self._root)
+        self._folders: dict[str, str] = {}
+        self._complained = 0.0
+        self._nodes_read = 0.0
+        self.position = 0
+        """The feed's seq up to which everything is written."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`. Never raises for what a disk or a database does."""
+        pause = _FIRST_PAUSE
+        while not stop.is_set():
+            begun = self.position
+            try:
+                await self._serve(stop)
+            except (OSError, psycopg.Error, SQLAlchemyError) as error:
+                self._complain(error)
+                pause = _FIRST_PAUSE if self.position > begun else min(pause * 2, _LONGEST_PAUSE)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), pause)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        engine = create_engine(self._url, application_name="megido json logs", pool_size=1, max_overflow=0)
+        session = await connect(self._url, application_name="megido json logs lock")
+        try:
+            if not await self._only_writer(session, stop):
+                return
+            await session.execute("LISTEN megido_feed")
+            async with engine.connect() as connection:
+                self.position = await feed.position(connection, self._reader)
+            while not stop.is_set():
+                if not await self._round(engine):
+                    # Ends early on a notification; otherwise this is the poll.
+                    async for _ in session.notifies(timeout=_POLL_SECONDS, stop_after=1):
+                        pass
+        finally:
+            await session.close()
+            await engine.dispose()
+
+    async def _only_writer(self, session: psycopg.AsyncConnection[TupleRow], stop: asyncio.Event) -> bool:
+        """Waits for this root's lock, which is the session's: it is free again when its holder dies."""
+        while not stop.is_set():
+            found = await session.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [self._reader])
+            row = await found.fetchone()
+            if row is not None and row[0]:
+                return True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _NODES_EVERY)
+        return False
+
+    async def _round(self, engine: AsyncEngine) -> bool:
+        """Writes the next batches, then moves the cursor. False when there was nothing new."""
+        async with engine.connect() as connection:
+            await self._nodes(connection)
+            batches = await feed.batches_after(connection, self.position, _BATCHES_AT_ONCE)
+            if not batches:
+                return False
+            last = batches[-1][0]
+            batch_ids = [batch_id for _, batch_id in batches]
+            await self._flows(connection, batch_ids)
+            await self._messages(connection, batch_ids)
+            await self._errors(connection, batch_ids)
+            await self._auth(connection, batch_ids)
+            await feed.advance(connection, self._reader, last)
+            await connection.commit()
+        self.position = last
+        return True
+
+    async def _flows(self, connection: AsyncConnection, batches: list[int]) -> None:
+        async for rows in feed.flow_rows(connection, batches):
+            flows = await _readable(connection, rows)
+            replayed = {flow.row.original_flow_id for flow in flows if flow.row.original_flow_id}
+            originals = await feed.integer_ids(connection, replayed)
+            await asyncio.to_thread(self._write_flows, flows, originals)
+
+    def _write_flows(self, flows: Sequence[StoredFlow], originals: entries.Ids) -> None:
+        for flow in flows:
+            for entry in entries.flow_entries(flow, originals):
+                self._tree.write(entry)
+        self._note(general.opened_line(flow.row) for flow in flows)
+
+    async def _messages(self, connection: AsyncConnection, batches: list[int]) -> None:
+        async for rows in feed.message_rows(connection, batches):
+            await asyncio.to_thread(self._write_messages, rows)
+
+    def _write_messages(self, rows: Sequence[Row[Any]]) -> None:
+        for row in rows:
+            self._tree.write(entries.websocket_entry(row, self._folder(row)))
+        self._note(general.closed_line(row) for row in rows)
+
+    def _folder(self, row: Row[Any]) -> str:
+        name, start = entries.websocket_folder(row.connection_id, row.flow_id)
+        if start is not None:
+            return f"{name}_{start}"
+        if name not in self._folders:
+            known = self._tree.folder_of("websockets", name)
+            self._folders[name] = known or f"{name}_{int(row.occurred_at.timestamp())}"
+        return self._folders[name]
+
+    async def _errors(self, connection: AsyncConnection, batches: list[int]) -> None:
+        rows = await feed.error_rows(connection, batches)
+        if rows:
+            flows = await feed.integer_ids(connection, {row.flow_id for row in rows if row.flow_id})
+            await asyncio.to_thread(self._write_errors, rows, flows)
+
+    def _write_errors(self, rows: Sequence[Row[Any]], flows: dict[uuid.UUID, int]) -> None:
+        for row in rows:
+            self._tree.write(entries.error_entry(row, flows))
+        self._note(general.error_line(row) for row in rows)
+
+    async def _auth(self, connection: AsyncConnection, batches: list[int]) -> None:
+        rows = await feed.auth_rows(connection, batches)
+        if rows:
+            await asyncio.to_thread(self._write_auth, rows)
+
+    def _write_auth(self, rows: Sequence[Row[Any]]) -> None:
+        for row in rows:
+            self._tree.write(entries.auth_entry(row))
+        self._note(general.auth_line(row) for row in rows)
+
+    async def _nodes(self, connection: AsyncConnection) -> None:
+        """Heartbeats are no part of the feed (they would fill it), so nodes are looked at now and then."""
+        now = time.monotonic()
+        if now - self._nodes_read < _NODES_EVERY:
+            return
+        rows = await feed.node_rows(connection)
+        await asyncio.to_thread(self._note, [line for row in rows for line in general.node_lines(row)])
+        self._nodes_read = now
+
+    def _note(self, lines: Iterable[general.Line | None]) -> None:
+        found = [line for line in lines if line is not None]
+        if found:
+            self._tree.make("")
+            self._general.append(found)
+
+    def _complain(self, error: Exception) -> None:
+        now = time.monotonic()
+        if not self._complained or now - self._complained >= _COMPLAIN_EVERY:
+            self._complained = now
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("JSON logs in %s wait, nothing else does: %s", self._root, reason)
+
+
+async def _readable(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[StoredFlow]:
+    """The flows of rows; one that cannot be decoded is named in the log and left out, its neighbours are not."""
+    try:
+        return await complete(connection, rows)
+    except ValueError:
+        found = []
+        for row in rows:
+            try:
+                found += await complete(connection, [row])
+            except ValueError as error:
+                log.error("flow %s cannot be decoded and has no JSON log: %s", row.id, error)
+        return found

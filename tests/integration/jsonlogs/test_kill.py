@@ -1,0 +1,64 @@
+"""kill -9 of the writer, again and again: every flow ends with one file of its own, whole."""
+
+import json
+import random
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from tests.integration.jsonlogs.rows import MOMENT, Store
+from tests.support.waiting import until
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from megido_ingest.jsonlogs import JsonLogWriter
+asyncio.run(JsonLogWriter(sys.argv[1], Path(sys.argv[2])).run(asyncio.Event()))
+"""
+FLOWS, BATCH = 1500, 100
+
+
+def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
+    store, root = Store(database), tmp_path / "logs"
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    body = bytes(chance.randrange(32, 127) for _ in range(4000))
+    stored = []
+    for first in range(0, FLOWS, BATCH):
+        # Five flows share each microsecond: names collide all the time.
+        batch = [
+            {"started_at": MOMENT + timedelta(microseconds=n // 5), "request_body": body}
+            for n in range(first, first + BATCH)
+        ]
+        stored += store.flows(batch)
+    target = store.last_seq()
+
+    kills = 0
+    while not _done(store, target):
+        assert kills < 200, f"seed {seed}"
+        enough = _count(root) + chance.randrange(50, 500)
+        writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root)])
+        try:
+            until(lambda enough=enough: _count(root) >= enough or _done(store, target), "files are written")
+        finally:
+            writer.kill()
+            writer.wait()
+        kills += 1
+    assert kills > 3, "it was not killed while it had work"
+
+    for kind in ("requests", "responses"):
+        files = list((root / kind).rglob("*"))
+        entries = [json.loads(path.read_text()) for path in files if path.is_file()]
+        owners = [entry["flow_id"] for entry in entries]
+        assert len(owners) == FLOWS, f"seed {seed}"
+        assert set(owners) == {flow_id.hex for flow_id in stored}, f"seed {seed}"
+
+
+def _count(root: Path) -> int:
+    return sum(1 for path in root.rglob("*.json"))
+
+
+def _done(store: Store, target: int) -> bool:
+    return next(iter(store.cursors().values()), 0) >= target
