@@ -1,0 +1,1 @@
+"""Authentication attempts that older capture tools post."""

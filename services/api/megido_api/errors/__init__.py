@@ -1,0 +1,1 @@
+"""Errors: the list, and what older capture tools post."""

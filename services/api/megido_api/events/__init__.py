@@ -1,0 +1,1 @@
+"""Batches of events from HTTP forwarders: capture on a machine without a bus."""

@@ -1,0 +1,1 @@
+"""Replays: jobs for the replayer, and waiting for their result."""

@@ -1,0 +1,135 @@
+"""`/interceptor/api/payload-rules/`."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from megido_api.fields import Filter
+from megido_api.problems import ErrorAnswer, Problem, bad_field, not_found
+from megido_api.rules import queries
+from megido_api.rules.patterns import check_injection, check_pattern
+from megido_api.rules.schemas import ActiveRules, Rule, RuleInput, RulePatch
+from megido_api.state import State, StateDep
+from megido_api.views import iso
+
+router = APIRouter(prefix="/interceptor/api/payload-rules", tags=["payload rules"])
+
+RuleId = Annotated[int, Path(ge=0, lt=2**63)]
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}
+
+
+@router.get("/", summary="List payload rules", response_model=list[Rule])
+async def list_payload_rules(
+    state: StateDep,
+    search: Annotated[Filter, Query(description="substring of name, pattern, injection point or payload")] = None,
+    ordering: Annotated[Filter, Query(description=f"names of {', '.join(queries.ORDERINGS)}, `-` reverses")] = None,
+) -> Any:
+    names = [name.strip() for name in (ordering or "").split(",") if name.strip()]
+    for name in names:
+        if name.removeprefix("-") not in queries.ORDERINGS:
+            raise bad_field("ordering", f"{name!r} is none of {', '.join(queries.ORDERINGS)}")
+    rows = await state.database.read(lambda connection: queries.listed(connection, search, names))
+    return [_shown(row) for row in rows]
+
+
+@router.get("/active/", summary="Active payload rules of an application", response_model=ActiveRules)
+async def list_active_payload_rules(state: StateDep, source_app: Filter = None) -> Any:
+    """Polled by proxies that have no bus."""
+    rows = await state.database.read(lambda connection: queries.active(connection, source_app))
+    return {"success": True, "count": len(rows), "rules": [_shown(row) for row in rows]}
+
+
+@router.post("/", summary="Create a payload rule", status_code=201, response_model=Rule)
+async def create_payload_rule(state: StateDep, rule: RuleInput) -> Any:
+    values = rule.model_dump()
+    _check(values)
+    return _shown(await _changed(state, lambda connection: queries.create(connection, values)))
+
+
+@router.get("/{rule_id}/", summary="One payload rule", response_model=Rule, responses=_NOT_FOUND)
+async def get_payload_rule(state: StateDep, rule_id: RuleId) -> Any:
+    row = await state.database.read(lambda connection: queries.one(connection, rule_id))
+    return _shown(_found(row, rule_id))
+
+
+@router.put("/{rule_id}/", summary="Replace a payload rule", response_model=Rule, responses=_NOT_FOUND)
+async def replace_payload_rule(state: StateDep, rule_id: RuleId, rule: RuleInput) -> Any:
+    return _shown(await _update(state, rule_id, rule.model_dump()))
+
+
+@router.patch("/{rule_id}/", summary="Change fields of a payload rule", response_model=Rule, responses=_NOT_FOUND)
+async def change_payload_rule(state: StateDep, rule_id: RuleId, patch: RulePatch) -> Any:
+    values = patch.model_dump(exclude_unset=True)
+    for name, value in values.items():
+        if value is None:
+            raise bad_field(name, "must not be null")
+    return _shown(await _update(state, rule_id, values))
+
+
+@router.delete("/{rule_id}/", summary="Delete a payload rule", status_code=204, responses=_NOT_FOUND)
+async def delete_payload_rule(state: StateDep, rule_id: RuleId) -> Response:
+    async def work(connection: AsyncConnection) -> None:
+        if not await queries.remove(connection, rule_id):
+            raise not_found("payload rule", rule_id)
+
+    await _changed(state, work)
+    return Response(status_code=204)
+
+
+async def _update(state: State, rule_id: int, values: dict[str, Any]) -> Row[Any]:
+    """What a rule becomes is checked as a whole: a patch of one field may not fit the others."""
+
+    async def work(connection: AsyncConnection) -> Row[Any]:
+        old = _found(await queries.one(connection, rule_id, lock=True), rule_id)
+        _check({name: getattr(old, name) for name in RuleInput.model_fields} | values)
+        return _found(await queries.change(connection, rule_id, values), rule_id)
+
+    return await _changed(state, work)
+
+
+async def _changed[T](state: State, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """Commits a change under a new version, then lets running proxies know."""
+
+    async def versioned(connection: AsyncConnection) -> T:
+        result = await work(connection)
+        await queries.raise_version(connection)
+        if await queries.active_bytes(connection) > queries.MAX_SNAPSHOT_BYTES:
+            raise Problem(400, "too_many_rules", f"active rules exceed {queries.MAX_SNAPSHOT_BYTES} bytes together")
+        return result
+
+    result = await state.database.write(versioned)
+    state.rules_changed()
+    return result
+
+
+def _check(values: dict[str, Any]) -> None:
+    check_pattern("target_url_pattern", values["target_url_pattern"])
+    check_injection(values["injection_type"], values["injection_point"], values["payload_content"])
+
+
+def _found(row: Row[Any] | None, rule_id: int) -> Row[Any]:
+    if row is None:
+        raise not_found("payload rule", rule_id)
+    return row
+
+
+def _shown(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "target_url_pattern": row.target_url_pattern,
+        "injection_type": row.injection_type,
+        "injection_point": row.injection_point,
+        "payload_content": row.payload_content,
+        "active": row.active,
+        "target_apps": list(row.target_apps),
+        "created_by": None,  # a user's number; there are no users yet
+        "created_by_username": row.created_by or None,
+        "created_at": iso(row.created_at),
+        "updated_at": iso(row.updated_at),
+        "hits": row.hits,
+        "last_hit_at": None if row.last_hit_at is None else iso(row.last_hit_at),
+    }

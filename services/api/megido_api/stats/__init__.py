@@ -1,0 +1,1 @@
+"""Statistics, from the counters that ingest keeps."""

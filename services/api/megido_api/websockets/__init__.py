@@ -1,0 +1,1 @@
+"""WebSocket messages: the list, and what older capture tools post."""

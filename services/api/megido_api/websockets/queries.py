@@ -1,0 +1,61 @@
+"""SQL of the WebSocket messages."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from megido_api import paging
+from megido_shared.db.tables import websocket_messages
+
+_c = websocket_messages.c
+_PREFIX_BYTES = 160_000
+"""Of a stored payload: more than one zstd block, so that its beginning can be decompressed from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    connection_id: str | None = None
+    direction: str | None = None
+    message_type: str | None = None
+
+
+def selection(filters: Filters) -> Select[Any]:
+    query = select(
+        _c.id,
+        _c.message_id,
+        _c.flow_id,
+        _c.connection_id,
+        _c.url,
+        _c.direction,
+        _c.message_type,
+        func.substring(_c.payload, 1, _PREFIX_BYTES).label("payload"),
+        _c.payload_size,
+        _c.truncated,
+        _c.sequence,
+        _c.close_code,
+        _c.close_reason,
+        _c.source_ip,
+        _c.occurred_at,
+    )
+    if filters.connection_id:
+        query = query.where(_c.connection_id == filters.connection_id)
+    if filters.direction:
+        query = query.where(_c.direction == filters.direction.upper())
+    if filters.message_type:
+        query = query.where(_c.message_type == filters.message_type.upper())
+    return query
+
+
+async def page(connection: AsyncConnection, filters: Filters, *, cursor: uuid.UUID | None, limit: int) -> paging.Page:
+    """Newest first; with a cursor, what is older than it."""
+    query = selection(filters).order_by(_c.message_id.desc())
+    if cursor is not None:
+        query = query.where(_c.message_id < cursor)
+    return await paging.fetch(connection, query, limit)
+
+
+async def total(connection: AsyncConnection, filters: Filters) -> paging.Total:
+    return await paging.count(connection, selection(filters))
