@@ -13,13 +13,17 @@ class Detail(Struct, omit_defaults=True, frozen=True):
     rules: tuple[int, ...] = ()
     error_message: str = ""
     """A posted response's `error_message`, beside a status."""
+    lossy: tuple[str, ...] = ()
+    """Names of the text columns that do not say exactly what was on the wire (invalid UTF-8, NUL, too long for an
+    index). Of `url` the bytes are in `target`, of `user_agent` in the headers, of the rest in `original`."""
+    original: dict[str, bytes] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Detail)
 
 
-def detail_of(event: AnyFlow) -> bytes:
+def detail_of(event: AnyFlow, original: dict[str, bytes] | None = None, lossy: tuple[str, ...] = ()) -> bytes:
     return _encoder.encode(
         Detail(
             client=event.client,
@@ -27,6 +31,8 @@ def detail_of(event: AnyFlow) -> bytes:
             timing=event.timing,
             rules=event.rules,
             error_message=getattr(event, "error_message", ""),
+            lossy=lossy,
+            original=original or {},
         )
     )
 

@@ -93,6 +93,8 @@ flows = Table(
     Column("replay_job_id", Uuid),
     Column("replay_position", Integer),
     Column("detail", LargeBinary, nullable=False, comment="detail.Detail as MessagePack"),
+    Column("request_chunks", Integer, comment="BodyChunks that the body still waits for; null once it is assembled"),
+    Column("response_chunks", Integer),
 )
 
 bodies = Table(
@@ -190,6 +192,7 @@ nodes = Table(
     Column("counters", JSONB, nullable=False),
     Column("captured", BigInteger, nullable=False),
     Column("seen_at", _time, nullable=False),
+    Column("started_at", _time, comment="of the node's latest start, by its own clock"),
 )
 
 ingest_offsets = Table(
@@ -227,7 +230,8 @@ counters = Table(
     Column("value", BigInteger, nullable=False),
 )
 """Summed over shards on reading. Names: requests, requests_by_method, requests_by_protocol, responses,
-response_time_us, websocket_messages, errors, errors_by_type, auth_attempts, auth_failures."""
+responses_timed, response_time_us (the sum over those), websocket_messages, errors, errors_by_type, auth_attempts,
+auth_failures."""
 
 accounting = Table(
     "accounting",
