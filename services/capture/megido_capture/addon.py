@@ -1,0 +1,165 @@
+"""The addon that mitmdump, mitmproxy, mitmweb and our own master load: options, and a node made from them."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import addonmanager, ctx, exceptions
+from mitmproxy.addons.core import CONF_DIR
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.proxy import mode_specs
+
+from megido_capture import authority
+from megido_capture.access import check_listeners
+from megido_capture.node import Node, Place
+from megido_capture.settings import NAMES, CaptureSettings, defaults_from_env
+from megido_shared.errors import ConfigurationError, MegidoError
+from megido_shared.settings import common_from_env
+
+logger = logging.getLogger(__name__)
+
+HELP = {
+    "api_url": "Base URL of Megido's API; without Kafka and without a local ingest the journal is posted there.",
+    "source_app": "What the traffic is recorded under (browser, scanner, ...).",
+    "auth_required": "Require credentials of every client of the proxy. Needs auth_token.",
+    "auth_token": "The token: as Bearer token, or as password of Basic credentials with any user name.",
+    "max_body_size": "Bytes of a body that are stored. What is forwarded is never cut.",
+    "websocket_enabled": "Record WebSocket messages.",
+    "connection_timeout": "Seconds that name resolution, connect and TLS handshake with a server may take together.",
+    "cache_ttl": "Seconds after which payload rules are read again.",
+    "transfer_timeout": "Seconds that a server may send nothing while a client waits for it; 0 is no limit of ours.",
+    "allow_open_proxy": "Allow to listen on other addresses than loopback without authentication.",
+}
+_PLACE: tuple[tuple[str, Any, str], ...] = (
+    ("megido_data_dir", "", "Data directory. Default: MEGIDO_DATA_DIR, or the XDG data home."),
+    ("megido_kafka", "", "Kafka bootstrap servers (host:port). Default: MEGIDO_KAFKA, or no Kafka."),
+    ("megido_node", "capture", "Name of this node; its slot in the data directory is the name and a number."),
+    ("megido_forwarder", True, "Ship the journal to Kafka or to api_url by a child process."),
+)
+
+
+class MegidoAddon:
+    """Under `mitmdump -s` the node is made in the first `configure` (the listener is up before `running`); our own
+    master calls `begin` itself, so that an error reaches its user as one line."""
+
+    name = "megido"
+
+    def __init__(self, env: Mapping[str, str] = os.environ, *, hosted: bool = True) -> None:
+        self.node: Node | None = None
+        self.addons: list[Any] = []
+        self._env = env
+        self._hosted = hosted
+        self._rebind = False
+        self._refused = False
+
+    def load(self, loader: addonmanager.Loader) -> None:
+        defaults = self._defaults()
+        for name in NAMES:
+            default = defaults.get(name, getattr(CaptureSettings(), name))
+            loader.add_option(name, type(default), default, HELP[name])
+        for name, default, text in _PLACE:
+            loader.add_option(name, type(default), default, text)
+
+    def configure(self, updated: set[str]) -> None:
+        if self.node is not None:
+            if updated & set(NAMES):
+                self._reconfigure()
+        elif self._hosted and not self._refused and NAMES[0] in ctx.options:
+            try:
+                self.begin()
+            except MegidoError as error:
+                # Logged, not raised: mitmproxy would print a trace, and an error while it starts ends it anyway.
+                self._refused = True
+                self.addons = [_Closed()]
+                logger.error("megido: %s", error)
+
+    def begin(self) -> None:
+        """Makes the node from the options. Raises ConfigurationError."""
+        options, settings = ctx.options, self._settings()
+        check_listeners(settings, options.mode, options.listen_host)
+        common = common_from_env(self._env, data_dir=options.megido_data_dir, kafka=options.megido_kafka)
+        common.data_dir.ensure()
+        if options.confdir == CONF_DIR:
+            authority.ensure(common.data_dir.ca, options.key_size)
+            options.update(confdir=str(common.data_dir.ca))
+        unbound = _without_host(options.mode, options.listen_host)
+        self._rebind = self._hosted and unbound
+        place = Place(
+            common=common, name=options.megido_node, forwarder=options.megido_forwarder, loopback_only=self._rebind
+        )
+        proxyserver = ctx.master.addons.get("proxyserver")
+        assert isinstance(proxyserver, Proxyserver)
+        self.node = Node(settings, place, proxyserver)
+        self.addons = self.node.addons
+
+    def running(self) -> None:
+        if self.node is None:
+            return
+        if self._rebind:
+            # listen_host was read before a script could set it; a changed mode is bound anew.
+            ctx.options.update(mode=[_on_loopback(mode, ctx.options.listen_port) for mode in ctx.options.mode])
+        self.node.start()
+
+    async def done(self) -> None:
+        node, self.node = self.node, None
+        if node is not None and self._hosted:
+            await node.drain()
+            await node.stop()
+        elif node is not None:
+            await node.stop()
+
+    def _defaults(self) -> dict[str, Any]:
+        try:
+            return defaults_from_env(self._env)
+        except ConfigurationError as error:
+            if not self._hosted:
+                raise
+            self._refused = True
+            self.addons = [_Closed()]
+            logger.error("megido: %s", error)
+            return {}
+
+    def _settings(self) -> CaptureSettings:
+        return CaptureSettings(**{name: getattr(ctx.options, name) for name in NAMES}).checked()
+
+    def _reconfigure(self) -> None:
+        assert self.node is not None
+        try:
+            settings = self._settings()
+            check_listeners(settings, ctx.options.mode, ctx.options.listen_host)
+        except ConfigurationError as error:
+            raise exceptions.OptionsError(str(error)) from error
+        self.node.apply(settings)
+
+
+class _Closed:
+    """Stands where the node could not be made: until the process has ended, nobody is served."""
+
+    name = "megido-closed"
+
+    def client_connected(self, client: Any) -> None:
+        client.error = "Megido could not start"
+
+
+def _without_host(modes: list[str], listen_host: str) -> bool:
+    return any(_is_unbound(mode_specs.ProxyMode.parse(mode), listen_host) for mode in modes)
+
+
+def _is_unbound(mode: mode_specs.ProxyMode, listen_host: str) -> bool:
+    listens = mode.listen_port(0) is not None and not isinstance(mode, mode_specs.WireGuardMode)
+    return listens and mode.listen_host(listen_host) == ""
+
+
+def _on_loopback(text: str, listen_port: int | None) -> str:
+    mode = mode_specs.ProxyMode.parse(text)
+    if not _is_unbound(mode, ""):
+        return text
+    head = text.rpartition("@")[0] if mode.custom_listen_port is not None else text
+    return f"{head}@127.0.0.1:{mode.listen_port(listen_port)}"
+
+
+def certificate(confdir: str) -> Path:
+    """What clients must trust."""
+    return Path(confdir).expanduser() / f"{authority.BASENAME}-ca-cert.pem"

@@ -1,0 +1,86 @@
+"""Events into the journal: stamping, sequence numbers, and the size limit of a record."""
+
+from hashlib import sha256
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from megido_shared import events, ids
+from megido_shared.events import AnyEvent, Body, BodyChunk
+
+MAX_INLINE = 800_000
+"""Bytes of bodies in one record. With its headers a record stays under 900 KB (the topics' limit)."""
+
+CHUNK = 512 * 1024
+
+type Side = Literal["request", "response"]
+
+
+class JournalLike(Protocol):
+    """What the emitter needs of `megido_shared.bus.local.Journal`."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def epoch(self) -> bytes: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def dropped_terminal(self) -> int: ...
+    def next_seq(self) -> int: ...
+    def append(self, topic: str, key: bytes, value: bytes, seq: int = 0) -> bool: ...
+
+
+class Emitter:
+    """Writes the events of one node. After a method returned, kill -9 loses nothing of what it wrote; an event
+    that the journal could not take (full, disk error) is dropped and counted by the journal."""
+
+    def __init__(self, journal: JournalLike, source_app: str) -> None:
+        self.journal = journal
+        self.source_app = source_app
+        self.last_seq = 0
+
+    def stamp(self, time_us: int) -> dict[str, Any]:
+        """The fields of every event. For a record that is not terminal: `seq` is left at 0."""
+        journal = self.journal
+        return {
+            "event_id": ids.new_id(),
+            "node": journal.node,
+            "epoch": journal.epoch,
+            "time_us": time_us,
+            "source_app": self.source_app,
+        }
+
+    def terminal(self, time_us: int) -> dict[str, Any]:
+        """The same with the node's next sequence number: the event must be written, or accounting has a hole."""
+        stamp = self.stamp(time_us)
+        self.last_seq = stamp["seq"] = self.journal.next_seq()
+        return stamp
+
+    def write(self, event: AnyEvent) -> bool:
+        return self.journal.append(events.topic_of(event).name, events.key_of(event), events.encode(event), event.seq)
+
+    def chunk(self, flow_id: bytes, side: Side, index: int, data: bytes, time_us: int) -> bool:
+        return self.write(BodyChunk(**self.stamp(time_us), flow_id=flow_id, side=side, index=index, data=data))
+
+    def fit(self, flow_id: bytes, request: Body, response: Body, time_us: int) -> tuple[Body, Body]:
+        """The bodies of one flow as they may travel in its record: large ones go ahead as `BodyChunk` records."""
+        if len(request.data) + len(response.data) <= MAX_INLINE:
+            return request, response
+        larger_first = sorted((("request", request), ("response", response)), key=lambda item: -len(item[1].data))
+        fitted = {"request": request, "response": response}
+        inline = len(request.data) + len(response.data)
+        for side, body in larger_first:
+            if inline > MAX_INLINE:
+                inline -= len(body.data)
+                fitted[side] = self._split(flow_id, "request" if side == "request" else "response", body, time_us)
+        return fitted["request"], fitted["response"]
+
+    def _split(self, flow_id: bytes, side: Side, body: Body, time_us: int) -> Body:
+        data = memoryview(body.data)
+        count = 0
+        for start in range(0, len(data), CHUNK):
+            self.chunk(flow_id, side, count, bytes(data[start : start + CHUNK]), time_us)
+            count += 1
+        digest = body.sha256 or sha256(data).digest()
+        return msgspec.structs.replace(body, data=b"", sha256=digest, chunks=count)

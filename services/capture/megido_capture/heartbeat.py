@@ -1,0 +1,100 @@
+"""The node's heartbeat on `megido.nodes`, and the figures that it and `/metrics` show."""
+
+import os
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from megido_capture.counters import Counters
+from megido_capture.emitter import Emitter
+from megido_capture.state import Registry
+from megido_shared.clock import Clock
+from megido_shared.events import NodeStatus
+
+EVERY = 5.0
+"""Seconds between two heartbeats."""
+
+type State = Literal["started", "running", "stopping"]
+
+
+class Heartbeat:
+    def __init__(
+        self,
+        emitter: Emitter,
+        counters: Counters,
+        clock: Clock,
+        *,
+        listen: Callable[[], str],
+        config: Callable[[], tuple[int, bool]],
+        pinned: Callable[[], dict[str, str]],
+    ) -> None:
+        self._emitter = emitter
+        self._counters = counters
+        self._clock = clock
+        self._listen = listen
+        self._config = config
+        self._pinned = pinned
+        self._version = _version()
+        self._next = 0.0
+
+    def tick(self, now: float) -> None:
+        if now >= self._next:
+            self._next = now + EVERY
+            self.beat("running")
+
+    def beat(self, state: State) -> None:
+        config_version, stale = self._config()
+        journal = self._emitter.journal
+        counters = {**self._counters, "dropped": journal.dropped, "dropped_terminal": journal.dropped_terminal}
+        self._emitter.write(
+            NodeStatus(
+                **self._emitter.stamp(self._clock.time_us()),
+                state=state,
+                version=self._version,
+                pid=os.getpid(),
+                listen=self._listen(),
+                config_version=config_version,
+                config_stale=stale,
+                pinned=self._pinned(),
+                counters=counters,
+                captured=self._emitter.last_seq,
+            )
+        )
+
+
+class Figures(Collector):
+    """Read on each scrape, from the counters that hooks advance: nothing is added to the proxy's own path."""
+
+    def __init__(self, emitter: Emitter, counters: Counters, registry: Registry) -> None:
+        self._emitter = emitter
+        self._counters = counters
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        captured = CounterMetricFamily("megido_capture_records", "Terminal records written by this node, by its count")
+        captured.add_metric([], self._emitter.last_seq)
+        yield captured
+        dropped = CounterMetricFamily("megido_capture_dropped", "Records that the journal could not take")
+        dropped.add_metric([], self._emitter.journal.dropped)
+        yield dropped
+        events = CounterMetricFamily("megido_capture_events", "What hooks counted, by name", labels=["name"])
+        for name, value in list(self._counters.items()):
+            events.add_metric([name], value)
+        yield events
+        for name, what, number in (
+            ("megido_capture_open_flows", "Flows that have not ended", len(self._registry.flows)),
+            ("megido_capture_client_connections", "Open client connections", len(self._registry.clients)),
+        ):
+            gauge = GaugeMetricFamily(name, what)
+            gauge.add_metric([], number)
+            yield gauge
+
+
+def _version() -> str:
+    try:
+        return version("megido")
+    except PackageNotFoundError:
+        return ""

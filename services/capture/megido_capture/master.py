@@ -1,0 +1,104 @@
+"""A master with only what a capture node needs: nothing keeps flows, nothing prints them."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import addonmanager, exceptions, hooks, master, options
+from mitmproxy.addons import core, disable_h2c, dns_resolver, next_layer, proxyserver, tlsconfig, upstream_auth
+from mitmproxy.proxy import mode_specs
+from mitmproxy.utils import asyncio_utils
+
+from megido_capture.addon import MegidoAddon
+from megido_capture.onboarding import Onboarding
+from megido_shared.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+class Dispatcher(addonmanager.AddonManager):
+    """Calls exactly the functions that a hook has, found once; mitmproxy's own walks every addon for every hook."""
+
+    def __init__(self, owner: master.Master) -> None:
+        self._functions: dict[str, list[Callable[..., Any]]] = {}
+        super().__init__(owner)  # type: ignore[no-untyped-call]
+
+    def add(self, *addons: object) -> None:
+        super().add(*addons)  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def forget(self) -> None:
+        """To be called when an addon has got or lost addons of its own."""
+        self._functions = {}
+
+    async def handle_lifecycle(self, event: hooks.Hook) -> None:
+        functions = self._functions.get(event.name)
+        if functions is None:
+            found = [function for addon in self.chain for _, function in self._iter_hooks(addon, event)]
+            functions = self._functions[event.name] = found
+        (subject,) = event.args()
+        for function in functions:
+            try:
+                result = function(subject)
+                if result is not None and inspect.isawaitable(result):
+                    await result
+            except exceptions.AddonHalt:
+                return
+            except Exception as error:
+                logger.exception("hook %s failed: %s", event.name, type(error).__name__)
+
+
+class CaptureMaster(master.Master):
+    """`modes` decide which of mitmproxy's addons are needed beside the core ones."""
+
+    def __init__(self, capture: MegidoAddon, modes: list[str]) -> None:
+        opts = options.Options()
+        super().__init__(opts)
+        self.addons = self.dispatcher = Dispatcher(self)
+        self.capture = capture
+        self.proxyserver = proxyserver.Proxyserver()
+        self.addons.add(
+            core.Core(),
+            self.proxyserver,
+            next_layer.NextLayer(),
+            tlsconfig.TlsConfig(),
+            disable_h2c.DisableH2C(),
+            Onboarding(),
+        )
+        kinds = {type(mode_specs.ProxyMode.parse(mode)) for mode in modes}
+        if kinds & {mode_specs.UpstreamMode, mode_specs.ReverseMode}:
+            self.addons.add(upstream_auth.UpstreamAuth())
+        if kinds & {mode_specs.WireGuardMode, mode_specs.DnsMode, mode_specs.LocalMode, mode_specs.TunMode}:
+            self.addons.add(dns_resolver.DnsResolver())
+        self.addons.add(capture)
+
+    async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Listens, calls `ready`, and serves until `stop`; then no connection is accepted any more, and open flows
+        get ten seconds to end. Raises ConfigurationError when a port cannot be bound."""
+        with (
+            asyncio_utils.install_exception_handler(self._asyncio_exception_handler),
+            asyncio_utils.set_eager_task_factory(),
+        ):
+            self.dispatcher.forget()
+            if not await self.proxyserver.setup_servers():
+                raise ConfigurationError(self._why_not_listening())
+            try:
+                await self.running()
+                ready()
+                await stop.wait()
+                await self._stop_accepting()
+                if self.capture.node is not None:
+                    await self.capture.node.drain()
+            finally:
+                await self.done()
+
+    async def _stop_accepting(self) -> None:
+        for instance in self.proxyserver.servers:
+            if instance.is_running:
+                await instance.stop()
+
+    def _why_not_listening(self) -> str:
+        errors = [str(found.last_exception) for found in self.proxyserver.servers if found.last_exception]
+        return (errors or ["the proxy cannot listen"])[0].partition("\n")[0]

@@ -1,0 +1,214 @@
+"""One capture node, put together here: journal, addons, and what runs beside them."""
+
+import asyncio
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mitmproxy import connection, http
+from mitmproxy.addons.proxyserver import Proxyserver
+
+from megido_capture import recovery
+from megido_capture.access import Access
+from megido_capture.connections import Connections
+from megido_capture.counters import Counters
+from megido_capture.emitter import Emitter
+from megido_capture.forwarding import Forwarder
+from megido_capture.heartbeat import Figures, Heartbeat
+from megido_capture.owndoor import OwnDoor
+from megido_capture.recorder import Recorder
+from megido_capture.rules import Rules, RuleSet
+from megido_capture.rulesource import RuleSource
+from megido_capture.settings import CaptureSettings
+from megido_capture.state import Registry
+from megido_capture.streaming import Streaming
+from megido_capture.timeouts import Timeouts
+from megido_capture.websocket import WebSockets, observe_control_frames, stop_observing
+from megido_shared import ids
+from megido_shared.bus.base import Bus
+from megido_shared.bus.local import Journal, group_is_live
+from megido_shared.clock import Clock, SystemClock
+from megido_shared.settings import Common
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.1
+DRAIN = 10.0
+"""Seconds that open flows get to end when the node stops."""
+
+INGEST_GROUP = "ingest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a node runs: data directory and bus, its name, and whether it has a forwarder of its own."""
+
+    common: Common
+    name: str = "capture"
+    forwarder: bool = True
+    loopback_only: bool = False
+
+
+class Node:
+    """Made in the event loop's thread. `addons` are in the order in which their hooks must run."""
+
+    def __init__(
+        self, settings: CaptureSettings, place: Place, proxyserver: Proxyserver, clock: Clock | None = None
+    ) -> None:
+        """Opens the journal. Raises ConfigurationError."""
+        clock = clock or SystemClock()
+        self.settings = settings
+        self.place = place
+        self._proxyserver = proxyserver
+        self._boot_id = ids.new_id()
+        self.journal = Journal.open(place.common.data_dir, place.name)
+        # Never closed before the process ends: hooks of cut connections still come after `done`.
+        atexit.register(self.journal.close)
+        self.counters = Counters()
+        self.registry = Registry()
+        self.emitter = emitter = Emitter(self.journal, settings.source_app)
+        self.rule_set = RuleSet(self.counters, settings.source_app)
+        self.recorder = recorder = Recorder(emitter, self.registry, self.counters, clock, settings.max_body_size)
+        self.connections = Connections(emitter, self.registry, recorder, self.counters, clock)
+        self.access = Access(
+            emitter,
+            self.registry,
+            self.counters,
+            clock,
+            settings,
+            close_with=self._close_with,
+            loopback_only=place.loopback_only,
+        )
+        self.timeouts = Timeouts(settings, self.registry, self.connections, self.counters, self._cut)
+        self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
+        self.websockets.enabled = settings.websocket_enabled
+        self.rule_source = RuleSource(
+            open_bus=self._open_bus,
+            bus_is_fed=self._bus_is_fed,
+            source_app=settings.source_app,
+            api_url=settings.api_url,
+            cache_ttl=settings.cache_ttl,
+            apply=self.rule_set.replace,
+        )
+        self.heartbeat = Heartbeat(
+            emitter, self.counters, clock, listen=self.listening, config=self._config, pinned=dict
+        )
+        self.figures = Figures(emitter, self.counters, self.registry)
+        self._forwarder = (
+            Forwarder(place.common.data_dir, kafka=place.common.kafka, api_url=settings.api_url)
+            if place.forwarder
+            else None
+        )
+        self.addons: list[Any] = [
+            self.connections,
+            self.access,  # before anybody records, or sets a stream
+            OwnDoor(settings.api_url),
+            self.timeouts,
+            self.websockets,  # before the recorder forgets a handshake
+            _Before(recorder),
+            Rules(self.rule_set, self.registry, self.counters),
+            Streaming(emitter, self.registry, recorder, self.counters, self._must_buffer),
+            recorder,
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        observe_control_frames(self.websockets.control_frame)
+
+    def apply(self, settings: CaptureSettings) -> None:
+        """Puts changed settings in force while traffic flows."""
+        self.settings = self.access.settings = self.timeouts.settings = settings
+        self.recorder.cap = settings.max_body_size
+        self.websockets.enabled = settings.websocket_enabled
+        self.rule_source.cache_ttl = settings.cache_ttl
+
+    def start(self) -> None:
+        """The node serves: says so, and begins what runs beside the hooks."""
+        self.heartbeat.beat("started")
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._recover, args=(loop,), name="recovery", daemon=True).start()
+        self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.rule_source.run())]
+
+    async def drain(self, seconds: float = DRAIN) -> None:
+        """Waits until every flow has ended, at most `seconds`; what is open then becomes `FlowInterrupted`."""
+        deadline = time.monotonic() + seconds
+        while self.registry.flows and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing to await: hooks end them
+            await asyncio.sleep(0.02)
+        for state in list(self.registry.flows.values()):
+            self.recorder.interrupt(state)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.heartbeat.beat("stopping")
+        stop_observing()
+        if self._forwarder is not None:
+            await asyncio.to_thread(self._forwarder.stop)
+
+    def listening(self) -> str:
+        return ",".join(f"{host}:{port}" for host, port, *_ in self._proxyserver.listen_addrs())
+
+    async def _tick(self) -> None:
+        while True:
+            now = time.monotonic()
+            for step in (self.recorder.tick, self.timeouts.tick, self.heartbeat.tick, self._keep_forwarding):
+                try:
+                    step(now)
+                except Exception as error:  # noqa: BLE001 - one failing step must not stop the others
+                    self.counters.hook_failed(f"tick_{step.__name__}", error)
+            await asyncio.sleep(TICK)
+
+    def _keep_forwarding(self, now: float) -> None:
+        if self._forwarder is not None:
+            self._forwarder.tick(now)
+
+    def _recover(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: a long journal takes a while to read, and the proxy serves meanwhile."""
+        try:
+            for fields in recovery.interrupted(self.journal, self._boot_id, self.settings.max_body_size):
+                recovery.write(self.emitter, fields)
+                loop.call_soon_threadsafe(self.counters.update, {"recovered": 1})
+        except Exception as error:  # noqa: BLE001 - told, and the node goes on
+            loop.call_soon_threadsafe(self.counters.hook_failed, "recovery", error)
+
+    def _must_buffer(self, flow: http.HTTPFlow) -> bool:
+        return self.rule_set.wants_body(flow.request)
+
+    def _open_bus(self) -> Bus:
+        from megido_shared.bus.open import open_bus  # noqa: PLC0415 - loads the Kafka client where it is used
+
+        return open_bus(self.place.common)
+
+    def _bus_is_fed(self) -> bool:
+        return bool(self.place.common.kafka) or group_is_live(self.place.common.data_dir, INGEST_GROUP)
+
+    def _config(self) -> tuple[int, bool]:
+        return self.rule_source.version, self.rule_source.stale
+
+    def _cut(self, client: connection.Client, server: connection.Server) -> bool:
+        """Ends an upstream connection through its handler's task: mitmproxy has no call for it."""
+        handler = self._proxyserver.connections.get(client.id)
+        transport = handler.transports.get(server) if handler else None
+        if transport is None or transport.handler is None:
+            return False
+        return transport.handler.cancel("timeout")
+
+    def _close_with(self, client: connection.Client, data: bytes) -> None:
+        """Writes to a client past mitmproxy's layers, which would wait for the rest of its request first."""
+        handler = self._proxyserver.connections.get(client.id)
+        transport = handler.transports.get(client) if handler else None
+        if client.tls or transport is None or transport.writer is None:
+            return
+        transport.writer.write(data)
+
+
+class _Before:
+    """Opens the flow's state ahead of the addons that use it; the recorder itself ends it behind them."""
+
+    name = "megido-recorder-open"
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.requestheaders: Callable[[http.HTTPFlow], None] = recorder.open

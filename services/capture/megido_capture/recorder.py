@@ -1,0 +1,147 @@
+"""The addon that records flows: one terminal event each, in the journal before the client has its response."""
+
+import time
+from typing import Any
+
+from mitmproxy import http
+
+from megido_capture.counters import Counters, contained
+from megido_capture.emitter import MAX_INLINE, Emitter
+from megido_capture.errors import Cause, failure
+from megido_capture.flows import body_of, request_of, response_of, server_peer
+from megido_capture.state import FlowState, Registry
+from megido_capture.tee import Tee
+from megido_shared import ids
+from megido_shared.clock import Clock
+from megido_shared.events import (
+    EMPTY_BODY,
+    Body,
+    FlowCompleted,
+    FlowFailed,
+    FlowInterrupted,
+    FlowStarted,
+)
+
+ANNOUNCE_AFTER = 0.5
+"""Seconds after which an open flow is announced with `FlowStarted`."""
+
+
+class Recorder:
+    """Hooks of a flow's life. The others (tee, rules, access) reach its state through the registry."""
+
+    name = "megido-recorder"
+
+    def __init__(self, emitter: Emitter, registry: Registry, counters: Counters, clock: Clock, cap: int) -> None:
+        self.counters = counters
+        self._emitter = emitter
+        self._registry = registry
+        self._clock = clock
+        self.cap = cap
+
+    @contained
+    def open(self, flow: http.HTTPFlow) -> None:
+        """The hook `requestheaders`, ahead of the addons that use the state."""
+        registry = self._registry
+        if flow.id in registry.refused:
+            registry.refused.discard(flow.id)
+            return
+        client = registry.client(flow.client_conn)
+        registry.open(FlowState(flow, ids.new_id(), client, self._clock.time_us(), time.monotonic()))
+
+    @contained
+    def request(self, flow: http.HTTPFlow) -> None:
+        state = self._registry.flows.get(flow.id)
+        if state is not None:
+            state.sent = True
+            state.active = time.monotonic()
+
+    @contained
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        state = self._registry.flows.get(flow.id)
+        if state is not None and state.first_byte < 0:
+            state.first_byte = state.active = time.monotonic()
+
+    @contained
+    def response(self, flow: http.HTTPFlow) -> None:
+        self.complete(flow)
+
+    @contained
+    def error(self, flow: http.HTTPFlow) -> None:
+        state = self._registry.close(flow)
+        if state is None:
+            return
+        message = flow.error.msg if flow.error else ""
+        noted = self._noted(state, message)
+        cause = state.cut or noted
+        self._emitter.write(FlowFailed(**self._fields(state, terminal=True), failure=failure(message, cause)))
+        self.counters["failed"] += 1
+
+    def complete(self, flow: http.HTTPFlow) -> None:
+        """Appends `FlowCompleted`, once: nothing when the flow has ended already."""
+        state = self._registry.close(flow)
+        if state is not None:
+            self._emitter.write(FlowCompleted(**self._fields(state, terminal=True)))
+            self.counters["completed"] += 1
+
+    def announce(self, state: FlowState) -> None:
+        """Appends `FlowStarted` with what is known so far."""
+        state.announced = True
+        self._emitter.write(FlowStarted(**self._fields(state, terminal=False)))
+
+    def interrupt(self, state: FlowState) -> None:
+        """Appends `FlowInterrupted`: this process ends before the flow does."""
+        if self._registry.close(state.flow) is not None:
+            self._emitter.write(FlowInterrupted(**self._fields(state, terminal=True)))
+            self.counters["interrupted"] += 1
+
+    def client_gone(self, flows: list[FlowState]) -> None:
+        """Ends what is still open of a connection that has closed: mitmproxy told us of no end."""
+        for state in flows:
+            if self._registry.close(state.flow) is not None:
+                ended = failure("client disconnected", state.cut)
+                self._emitter.write(FlowFailed(**self._fields(state, terminal=True), failure=ended))
+                self.counters["failed"] += 1
+
+    def tick(self, now: float) -> None:
+        """Called a few times a second: announces flows that stay open."""
+        for state in list(self._registry.older_than(now - ANNOUNCE_AFTER)):
+            if not state.announced:
+                self.announce(state)
+
+    def _fields(self, state: FlowState, *, terminal: bool) -> dict[str, Any]:
+        flow, emitter = state.flow, self._emitter
+        request_body = self._body(state.request_tee, flow.request.data.content)
+        response_body = EMPTY_BODY
+        if flow.response is not None:
+            response_body = self._body(state.response_tee, flow.response.data.content)
+        if terminal:
+            request_body, response_body = emitter.fit(state.flow_id, request_body, response_body, state.time_us)
+            for tee in (state.request_tee, state.response_tee):
+                if tee is not None:
+                    tee.closed = True
+        elif len(request_body.data) + len(response_body.data) > MAX_INLINE:
+            request_body = response_body = EMPTY_BODY
+        server = self._registry.servers.get(flow.server_conn.id)
+        fields = emitter.terminal(state.time_us) if terminal else emitter.stamp(state.time_us)
+        fields.update(
+            flow_id=state.flow_id,
+            request=request_of(flow.request, request_body),
+            response=None if flow.response is None else response_of(flow.response, response_body),
+            client=state.client.peer,
+            server=server.peer(flow.server_conn) if server else server_peer(flow.server_conn),
+            timing=state.timing(time.monotonic(), server.take() if server and terminal else (-1, -1)),
+            rules=state.rules,
+        )
+        return fields
+
+    def _body(self, tee: Tee | None, content: bytes | None) -> Body:
+        return body_of(content, self.cap) if tee is None else tee.body()
+
+    def _noted(self, state: FlowState, message: str) -> Cause | None:
+        """What a connection hook noted about this flow's upstream, if its failure is why the flow ended."""
+        wanted = (state.flow.request.data.host, state.flow.request.data.port)
+        for noted in reversed(state.client.failures):
+            if noted.address == wanted or noted.cause.message == message:
+                noted.reported = True
+                return noted.cause
+        return None

@@ -1,0 +1,75 @@
+"""The settings of a capture node: checked once, passed on, never read at import."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from megido_shared.errors import ConfigurationError
+from megido_shared.settings import DEFAULT_API_URL, DEFAULT_MAX_BODY_SIZE
+
+MAX_SECONDS = 86_400
+MAX_BODY_SIZE = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureSettings:
+    """The founding document's options (the first eight), and ours.
+
+    `max_body_size` in bytes caps what is stored, never what is forwarded. `connection_timeout` in seconds bounds
+    name resolution, connect and TLS handshake with an upstream server together; `transfer_timeout` bounds how
+    long an upstream may send nothing while we wait for it (0: only mitmproxy's own `tcp_timeout` does).
+    `cache_ttl` in seconds is the age after which payload rules are read again.
+    """
+
+    api_url: str = DEFAULT_API_URL
+    source_app: str = "browser"
+    auth_required: bool = False
+    auth_token: str = field(default="", repr=False)
+    max_body_size: int = DEFAULT_MAX_BODY_SIZE
+    websocket_enabled: bool = True
+    connection_timeout: int = 30
+    cache_ttl: int = 60
+    transfer_timeout: int = 0
+    allow_open_proxy: bool = False
+
+    def checked(self) -> "CaptureSettings":
+        """Itself. Raises ConfigurationError, naming the option and what it takes."""
+        url = urlsplit(self.api_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ConfigurationError(f"api_url is {self.api_url!r}; it must look like http://host:8000")
+        if self.auth_required and not self.auth_token:
+            raise ConfigurationError(
+                "auth_required is set but auth_token is empty; set auth_token (or PROXY_AUTH_TOKEN)"
+            )
+        _check_range("max_body_size", self.max_body_size, 0, MAX_BODY_SIZE)
+        _check_range("connection_timeout", self.connection_timeout, 1, MAX_SECONDS)
+        _check_range("cache_ttl", self.cache_ttl, 1, MAX_SECONDS)
+        _check_range("transfer_timeout", self.transfer_timeout, 0, MAX_SECONDS)
+        return self
+
+
+NAMES = tuple(item.name for item in fields(CaptureSettings))
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigurationError(f"{name} is {value}; it must be between {low} and {high}")
+
+
+def defaults_from_env(env: Mapping[str, str]) -> dict[str, Any]:
+    """Values of PROXY_API_URL, PROXY_AUTH_TOKEN and PROXY_MAX_BODY_SIZE by option name; empty ones count as unset.
+
+    Raises ConfigurationError when a number is none.
+    """
+    found: dict[str, Any] = {}
+    if url := env.get("PROXY_API_URL"):
+        found["api_url"] = url
+    if token := env.get("PROXY_AUTH_TOKEN"):
+        found["auth_token"] = token
+    if size := env.get("PROXY_MAX_BODY_SIZE"):
+        try:
+            found["max_body_size"] = int(size)
+        except ValueError:
+            raise ConfigurationError(f"PROXY_MAX_BODY_SIZE is {size!r}; it must be a number of bytes") from None
+    return found

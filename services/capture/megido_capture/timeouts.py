@@ -1,0 +1,99 @@
+"""The addon that bounds how long an upstream may take. mitmproxy has no connect timeout of its own."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from mitmproxy import connection, tls
+from mitmproxy.proxy import server_hooks
+
+from megido_capture.connections import Connections
+from megido_capture.counters import Counters, contained
+from megido_capture.errors import Cause
+from megido_capture.settings import CaptureSettings
+from megido_capture.state import FlowState, Registry
+from megido_shared.events import ErrorType
+
+SLACK = 0.05
+
+type Cut = Callable[[connection.Client, connection.Server], bool]
+"""Ends an upstream connection, or the attempt to open it; False when there is none any more."""
+
+
+class Timeouts:
+    name = "megido-timeouts"
+
+    def __init__(
+        self,
+        settings: CaptureSettings,
+        registry: Registry,
+        connections: Connections,
+        counters: Counters,
+        cut: Cut,
+    ) -> None:
+        self.settings = settings
+        self.counters = counters
+        self._registry = registry
+        self._connections = connections
+        self._cut = cut
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @contained
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """One timer over name resolution, connect and, where there is one, the TLS handshake."""
+        loop = asyncio.get_running_loop()
+        self._timers[data.server.id] = loop.call_later(self.settings.connection_timeout, self._expire, data)
+
+    @contained
+    def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        if not data.server.tls:
+            self._disarm(data.server)
+
+    @contained
+    def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
+        self._disarm(data.server)
+
+    @contained
+    def server_disconnected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        self._disarm(data.server)
+
+    @contained
+    def tls_established_server(self, data: tls.TlsData) -> None:
+        self._disarm(data.conn)
+
+    def tick(self, now: float) -> None:
+        """Ends flows whose upstream has been silent for `transfer_timeout` while we wait for it."""
+        limit = self.settings.transfer_timeout
+        if not limit:
+            return
+        for state in list(self._registry.older_than(now - limit)):
+            waiting = state.sent and now - state.active > limit
+            if waiting and state.cut is None:
+                self._end(state, f"the server sent nothing for {limit} seconds (transfer_timeout)")
+
+    def _end(self, state: FlowState, message: str) -> None:
+        state.cut = Cause(ErrorType.TIMEOUT, message)
+        if self._cut(state.flow.client_conn, state.flow.server_conn):
+            self.counters["timeouts"] += 1
+
+    def _expire(self, data: server_hooks.ServerConnectionHookData) -> None:
+        seconds = self.settings.connection_timeout
+        began = data.server.timestamp_start
+        # None: it still waits for its turn (mitmproxy opens five connections to an address at a time), where
+        # cancelling it would leave its flow without an end.
+        left = seconds if began is None else seconds - (time.time() - began)
+        if left > SLACK:
+            loop = asyncio.get_running_loop()
+            self._timers[data.server.id] = loop.call_later(min(left, seconds), self._expire, data)
+            return
+        self._timers.pop(data.server.id, None)
+        step = "TLS handshake" if data.server.connected else "connection"
+        message = f"timed out: no {step} within {seconds} seconds (connection_timeout)"
+        self._connections.note(data.client, data.server, Cause(ErrorType.TIMEOUT, message))
+        if self._cut(data.client, data.server):
+            self.counters["timeouts"] += 1
+
+    def _disarm(self, server: connection.Connection) -> None:
+        timer = self._timers.pop(server.id, None)
+        if timer is not None:
+            timer.cancel()
