@@ -1,0 +1,191 @@
+"""Where replays may go. A target is resolved once, every address is checked, and only those are connected to.
+
+Refused always: link-local addresses (cloud metadata lives there), other metadata addresses, what is no unicast
+address, and Megido's own ports, so that a recorded request cannot be turned against what recorded it. Loopback
+and private addresses are for those who run Megido on their own machine.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from megido_shared.errors import MegidoError
+from megido_shared.events import ErrorType
+
+type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in (
+        "169.254.169.254",  # AWS, Azure, Google, DigitalOcean, OpenStack
+        "fd00:ec2::254",  # AWS
+        "168.63.129.16",  # Azure's wire server
+        "100.100.100.200",  # Alibaba
+        "192.0.0.192",  # Oracle
+    )
+)
+_METADATA_NAMES = ("metadata.google.internal", "metadata.goog", "instance-data")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+class Refused(MegidoError):
+    """A target that replays must not reach. Nothing was sent."""
+
+
+class Unresolved(MegidoError):
+    """A name without an address; `error_type` as events have it."""
+
+    error_type = ErrorType.DNS_ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host (name or address) and port that belongs to Megido itself."""
+
+    host: str
+    port: int
+
+
+def parse_endpoints(text: str) -> list[Endpoint]:
+    """`host:port` and `[address]:port`, separated by commas. Raises ValueError."""
+    return [_endpoint(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _endpoint(text: str) -> Endpoint:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return Endpoint(host.strip("[]") or "localhost", int(port))
+
+
+class Gate:
+    """Decides about targets. `protected` are Megido's own endpoints; the same port on any address of this machine
+    counts as the same when an endpoint's host is this machine."""
+
+    def __init__(self, protected: Iterable[Endpoint] = ()) -> None:
+        self._protected = frozenset(protected)
+        self._own: dict[Endpoint, frozenset[Address]] = {}
+
+    async def admit(self, host: str, port: int, *, allow_loopback: bool) -> tuple[str, ...]:
+        """The target's addresses, to be connected to as they are. Raises Refused, Unresolved."""
+        name = host.rstrip(".").lower()
+        self._check_name(name, port)
+        addresses = await resolve(name)
+        own = await self._own_addresses(port)
+        for address in addresses:
+            reason = forbidden(address, allow_loopback=allow_loopback)
+            if reason is None and _reaches(address, own):
+                reason = f"port {port} is one of Megido's own"
+            if reason is not None:
+                shown = host if str(address) == name else f"{host} ({address})"
+                raise Refused(f"a replay to {shown} port {port} is refused: {reason}")
+        return tuple(str(address) for address in addresses)
+
+    def _check_name(self, name: str, port: int) -> None:
+        if name in _METADATA_NAMES:
+            raise Refused(f"a replay to {name} is refused: it serves cloud metadata")
+        if any(endpoint.port == port and endpoint.host.lower() == name for endpoint in self._protected):
+            raise Refused(f"a replay to {name} port {port} is refused: port {port} is one of Megido's own")
+
+    async def _own_addresses(self, port: int) -> frozenset[Address]:
+        """Of the protected endpoints with that port. One whose name does not resolve now cannot be reached."""
+        found: set[Address] = set()
+        for endpoint in self._protected:
+            if endpoint.port == port:
+                if endpoint not in self._own:
+                    try:
+                        addresses = await resolve(endpoint.host.lower() or "localhost")
+                    except Unresolved:
+                        continue
+                    self._own[endpoint] = frozenset(map(_innermost, addresses))
+                found |= self._own[endpoint]
+        return frozenset(found)
+
+
+def forbidden(address: Address, *, allow_loopback: bool) -> str | None:
+    """Why replays must not go to that address, or None. Embedded IPv4 addresses are judged too."""
+    inner = _innermost(address)
+    if inner in _METADATA:
+        return "it serves cloud metadata"
+    if inner.is_link_local:
+        return "link-local addresses are never replayed to"
+    if inner.is_unspecified or inner.is_multicast or (inner.is_reserved and not inner.is_loopback):
+        return "it is no address of a single host"
+    if inner.version == 4 and int(inner) >> 24 == 0:
+        return "it is no address of a single host"
+    if not allow_loopback and not inner.is_global:
+        kind = "loopback" if inner.is_loopback else "private"
+        return f"{kind} addresses are allowed only where the API itself listens on loopback, or when asked for"
+    return None
+
+
+def _innermost(address: Address) -> Address:
+    """The IPv4 address inside an IPv4-mapped, -compatible, 6to4 or NAT64 address; others as they are."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def _reaches(address: Address, own: frozenset[Address]) -> bool:
+    """Whether a connection to `address` may end at one of `own`, through any address of this machine."""
+    if not own:
+        return False
+    return _innermost(address) in own or (_is_here(address) and any(map(_is_here, own)))
+
+
+def _is_here(address: Address) -> bool:
+    """Whether it is an address of this machine: only those can be bound to."""
+    inner = _innermost(address)
+    if inner.is_loopback or inner.is_unspecified:
+        return True
+    family = socket.AF_INET if inner.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(inner), 0))
+        except OSError:
+            return False
+    return True
+
+
+async def resolve(host: str) -> list[Address]:
+    """The addresses of a name or a literal, as the system orders them. Raises Unresolved."""
+    try:
+        return [ipaddress.ip_address(host)]
+    except ValueError:
+        pass
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Sequence[Address]] = loop.create_future()
+    # A daemon thread, not the loop's executor: a resolver that hangs must not hold up the end of the process.
+    threading.Thread(target=_look_up, args=(host, loop, answer), name=f"dns {host}", daemon=True).start()
+    return list(await answer)
+
+
+def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Sequence[Address]]") -> None:
+    found: Sequence[Address] | Unresolved
+    try:
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        found = Unresolved(f"{host} cannot be resolved: {reason}")
+
+    def tell() -> None:
+        if answer.done():
+            return
+        if isinstance(found, Unresolved):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(tell)
