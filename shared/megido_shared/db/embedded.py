@@ -30,6 +30,7 @@ _PORT = 5432  # of no TCP port: it is part of the socket's name
 _SOCKET_PATH_LIMIT = 107
 _START_SECONDS = 60.0
 _POLL = 0.02
+_LOCK_FILE = "postgres.lock"
 _KEEP_LOG = 4 << 20
 _HBA = "# Only the unix socket, whose directory is its owner's alone.\nlocal all all trust\n"
 _SETTINGS = {
@@ -130,7 +131,7 @@ class EmbeddedPostgres:
             if self.log.exists() and self.log.stat().st_size > _KEEP_LOG:
                 self.log.replace(self.log.with_suffix(".log.1"))
             if self._lock < 0:
-                self._lock = os.open(self._data_dir.run / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o600)
+                self._lock = os.open(self._data_dir.run / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
@@ -219,6 +220,26 @@ class EmbeddedPostgres:
             except psycopg.OperationalError:
                 time.sleep(_POLL)
         return False
+
+
+def database_url(data_dir: DataDir) -> str:
+    """Where the embedded database of a data directory is reached, while its server runs."""
+    return _url(_socket_directory(data_dir), DATABASE)
+
+
+def in_use(data_dir: DataDir) -> bool:
+    """Whether somebody has an embedded server over this data directory now."""
+    try:
+        lock = os.open(data_dir.run / _LOCK_FILE, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _url(sockets: Path, database: str) -> str:

@@ -101,7 +101,7 @@ async def test_a_compressed_text_is_readable(store: Store, root: Path) -> None:
     await write_all(store, root)
     response = recent(root, "responses")[0]
     assert response["body"] == plain.decode()
-    assert (response["body_encoding"], response["body_decoded_from"]) == ("text", "gzip")
+    assert (response["body_encoding"], response["decoded_from"]) == ("text", "gzip")
 
 
 async def test_messages_errors_and_attempts_have_their_places(store: Store, root: Path) -> None:

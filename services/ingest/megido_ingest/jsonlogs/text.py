@@ -37,7 +37,7 @@ def header_fields(pairs: Pairs) -> dict[str, object]:
 
 def body_fields(data: bytes, pairs: Pairs, *, size: int, sha256: bytes | None, truncated: bool) -> dict[str, object]:
     """`body` is text when the bytes are valid in their charset, otherwise base64 of the bytes as they crossed the
-    wire; `body_encoding` says which. A body that was compressed is shown as its text with `body_decoded_from`."""
+    wire; `body_encoding` says which. A body that was compressed is shown as its text with `decoded_from`."""
     fields: dict[str, object] = {}
     coding = _header(pairs, b"content-encoding").decode("latin-1").strip().lower()
     plain = data if coding in ("", "identity") else _decompress(data, coding)
@@ -49,7 +49,7 @@ def body_fields(data: bytes, pairs: Pairs, *, size: int, sha256: bytes | None, t
         fields["body"] = text
         fields["body_encoding"] = "text"
         if data and plain is not data:
-            fields["body_decoded_from"] = coding
+            fields["decoded_from"] = coding
     fields["body_size"] = size
     fields["truncated"] = truncated
     fields["sha256"] = sha256.hex() if sha256 else None
