@@ -10,7 +10,7 @@ import msgspec
 
 from megido_ingest import flows, rows, views
 from megido_ingest.packing import EPOCH_2000_US
-from megido_shared import events
+from megido_shared import events, ids
 from megido_shared.bus.base import Batch, Gap, Record, Stream
 from megido_shared.db import codecs
 
@@ -70,7 +70,9 @@ class Prepared:
 
     batch: Batch
     cache_version: int
-    rejected: dict[Place, str] = field(default_factory=dict)
+    rejected: Mapping[Place, str] = field(default_factory=dict)
+    generations: Mapping[Stream, int] = field(default_factory=dict)
+    """The claims under which the records were read. A later claim of the same stream does not cover them."""
     ends: dict[Stream, End] = field(default_factory=dict)
     flows: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
@@ -84,21 +86,24 @@ class Prepared:
     reasons: list[str] = field(default_factory=list)
     days: set[date] = field(default_factory=set)
     body_keys: list[tuple[int, bytes]] = field(default_factory=list)
-    newest_us: int = 0
+    newest_ms: int = 0
+    """When the newest of the events was made, by its id."""
 
 
-def prepare(batch: Batch, cache: BodyCache, rejected: Mapping[Place, str] | None = None) -> Prepared:
+def prepare(
+    batch: Batch, generations: Mapping[Stream, int], cache: BodyCache, rejected: Mapping[Place, str] | None = None
+) -> Prepared:
     """Pure but for `cache`, which it only reads. `rejected` records become dead letters with the given reason,
     and so does each that cannot be decoded or packed; its neighbours are not affected."""
-    made = _Preparation(batch, cache, rejected or {})
-    return made.run()
+    out = Prepared(batch, cache.version, rejected or {}, generations)
+    return _Preparation(out, cache).run()
 
 
 class _Preparation:
-    def __init__(self, batch: Batch, cache: BodyCache, rejected: Mapping[Place, str]) -> None:
+    def __init__(self, out: Prepared, cache: BodyCache) -> None:
         self._cache = cache
-        self._rejected = rejected
-        self._out = Prepared(batch, cache.version, dict(rejected))
+        self._rejected = out.rejected
+        self._out = out
         self._chunks = flows.Chunks()
         self._chunk_records: list[events.BodyChunk] = []
         self._flows: dict[bytes, tuple[tuple[int, bool], bytes, events.AnyFlow]] = {}
@@ -143,7 +148,7 @@ class _Preparation:
         except _BAD as error:
             self._dead(record, _reason(error))
             return
-        self._out.newest_us = max(self._out.newest_us, event.time_us)
+        self._out.newest_ms = max(self._out.newest_ms, ids.time_ms(event.event_id))
 
     def _take(self, event: events.AnyEvent) -> None:
         match event:

@@ -40,12 +40,13 @@ COMMIT
 class Session:
     """Opened on first use and again after a failure. Not for two tasks at once."""
 
-    def __init__(self, url: str, application_name: str = "megido ingest") -> None:
+    def __init__(self, url: str, application_name: str = "megido ingest", *, shard: bool = True) -> None:
         self._url = url
         self._application_name = application_name
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self.oids: dict[str, int] = {}
         self.shard = 0
+        self._wants_shard = shard
 
     async def connection(self) -> psycopg.AsyncConnection[TupleRow]:
         """Raises psycopg.Error when the server is away."""
@@ -100,7 +101,8 @@ class Session:
                 )
             ).fetchall()
             self.oids = dict(found)
-            self.shard = await _take_shard(connection)
+            if self._wants_shard:
+                self.shard = await _take_shard(connection)
         except BaseException:
             await connection.close()
             raise

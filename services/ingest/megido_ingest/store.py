@@ -52,10 +52,11 @@ class Store:
     batch again is always right) and StaleClaim when another worker has claimed a stream of the batch.
     """
 
-    def __init__(self, url: str, cache: BodyCache | None = None) -> None:
+    def __init__(self, url: str) -> None:
         self.session = Session(url)
-        self.cache = cache or BodyCache()
-        self._generations: dict[Stream, int] = {}
+        self.cache = BodyCache()
+        self.generations: dict[Stream, int] = {}
+        self._claims = Session(url, "megido ingest claims", shard=False)
         self._days: set[date] = set()
 
     async def claim(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
@@ -65,33 +66,31 @@ class Store:
         values = [[s.source_id for s in wanted], [s.topic for s in wanted], [s.partition for s in wanted]]
         while True:
             try:
-                connection = await self.session.connection()
+                connection = await self._claims.connection()
                 found = await (await connection.execute(_CLAIM, values)).fetchall()
                 break
             except psycopg.Error as error:
                 if not failures.is_retry(error):
-                    await self._lost(error)
+                    await self._claims.close()
+                    raise failures.unavailable(error) from error
                 # The former holder's transaction ends by itself, at the latest after its idle limit.
                 await _pause()
         positions = {}
         for source_id, topic, partition, offset, last_event_id, generation in found:
             stream = Stream(source_id, topic, partition)
-            self._generations[stream] = generation
+            self.generations[stream] = generation
             positions[stream] = Position(offset, bytes(last_event_id))
         return positions
 
     def forget(self, streams: Collection[Stream]) -> None:
         """They are another worker's now, or will be."""
         for stream in streams:
-            self._generations.pop(stream, None)
-
-    def claimed(self, stream: Stream) -> bool:
-        return stream in self._generations
+            self.generations.pop(stream, None)
 
     async def store(self, prepared: Prepared) -> Stored:
         """Returns only after the batch is committed."""
         if prepared.cache_version != self.cache.version:
-            prepared = await asyncio.to_thread(prepare, prepared.batch, self.cache, prepared.rejected)
+            prepared = await self._again(prepared)
         while True:
             try:
                 await self._partitions(prepared.days)
@@ -104,12 +103,25 @@ class Store:
             _log.warning("dead letter: %s", reason)
         return stored
 
+    async def ping(self) -> None:
+        """Returns when the database answers; raises Unavailable."""
+        try:
+            await (await self._claims.connection()).execute("SELECT 1")
+        except psycopg.Error as error:
+            await self._claims.close()
+            raise failures.unavailable(error) from error
+
     async def close(self) -> None:
         await self.session.close()
+        await self._claims.close()
+
+    async def _again(self, prepared: Prepared, rejected: Mapping[Place, str] | None = None) -> Prepared:
+        known = {**prepared.rejected, **(rejected or {})}
+        return await asyncio.to_thread(prepare, prepared.batch, prepared.generations, self.cache, known)
 
     async def _transaction(self, prepared: Prepared) -> Stored:
         async with self.session.transaction() as connection:
-            arguments = self._arguments(prepared, self._positions(prepared))
+            arguments = self._arguments(prepared, _positions(prepared))
             row = await fetch_one(await connection.execute(_INGEST, arguments))
             failpoints.reach("after_function_call")
             batch, flows, messages, errors, auth, letters, waiting = row
@@ -122,15 +134,6 @@ class Store:
             await commit(connection, batch, changed=stored.changed)
             failpoints.reach("after_commit")
             return stored
-
-    def _positions(self, prepared: Prepared) -> list[bytes]:
-        return [
-            rows.POSITION.pack(
-                stream.source_id, stream.topic, stream.partition, self._generations.get(stream, 0), end.next_offset,
-                end.last_event_id, end.rewound,
-            )
-            for stream, end in sorted(prepared.ends.items())
-        ]  # fmt: skip
 
     def _arguments(self, prepared: Prepared, positions: Sequence[bytes]) -> list[int | Packed]:
         oids = self.session.oids
@@ -184,8 +187,7 @@ class Store:
             return await self._lost(other)
         if not found:
             raise Unavailable(f"the database refuses a batch, but none of its records: {error}") from error
-        known = prepared.rejected | found
-        return await asyncio.to_thread(prepare, prepared.batch, self.cache, known)
+        return await self._again(prepared, found)
 
     async def _search(self, records: Sequence[Record]) -> dict[Place, str]:
         error = await self._refusal(records)
@@ -198,7 +200,7 @@ class Store:
 
     async def _refusal(self, records: Sequence[Record]) -> psycopg.Error | None:
         """Stores the records for trial, without their offsets, and rolls back."""
-        trial = await asyncio.to_thread(prepare, Batch(records), self.cache)
+        trial = await asyncio.to_thread(prepare, Batch(records), {}, self.cache)
         trial.letters.clear()
         try:
             async with self.session.transaction() as connection:
@@ -209,6 +211,16 @@ class Store:
                 return error
             raise
         return None
+
+
+def _positions(prepared: Prepared) -> list[bytes]:
+    return [
+        rows.POSITION.pack(
+            stream.source_id, stream.topic, stream.partition, prepared.generations.get(stream, 0), end.next_offset,
+            end.last_event_id, end.rewound,
+        )
+        for stream, end in sorted(prepared.ends.items())
+    ]  # fmt: skip
 
 
 def only(batch: Batch, keep: Callable[[Stream], bool]) -> Batch:

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from megido_ingest.prepare import BodyCache, prepare
+from megido_ingest.prepare import prepare
 from megido_ingest.store import Store, Stored
 from megido_shared import events
 from megido_shared.bus.base import Batch, Gap, Record, Stream
@@ -36,16 +36,16 @@ class Log:
 
 
 async def store_records(store: Store, records: Sequence[Record], gaps: Sequence[Gap] = ()) -> Stored:
-    return await store.store(prepare(Batch(records, gaps), store.cache))
+    return await store.store(prepare(Batch(records, gaps), dict(store.generations), store.cache))
 
 
 async def ingest(url: str, batches: Iterable[Sequence[Record]], *, fresh_cache: bool = True) -> list[Stored]:
     """Stores the batches in order, as one worker that claims their streams."""
-    store = Store(url, BodyCache())
+    store = Store(url)
     try:
         done = []
         for records in batches:
-            await store.claim({record.stream for record in records if not store.claimed(record.stream)})
+            await store.claim({record.stream for record in records if record.stream not in store.generations})
             done.append(await store_records(store, records))
             if fresh_cache:
                 store.cache.clear()
@@ -64,11 +64,13 @@ _CONTENTS = {
     "flows": "SELECT (to_jsonb(f) - 'id' - 'batch_id' - 'prev_rank')::text FROM flows f ORDER BY flow_id",
     "bodies": "SELECT b.day::text, encode(b.sha256, 'hex'), b.size, encode(b.data, 'hex') FROM bodies b"
     " WHERE EXISTS (SELECT FROM flows f WHERE b.sha256 IN (f.request_body_key, f.response_body_key)) ORDER BY 1, 2",
-    "websocket_messages": "SELECT (to_jsonb(m) - 'id' - 'batch_id')::text FROM websocket_messages m ORDER BY message_id",
+    "websocket_messages": "SELECT (to_jsonb(m) - 'id' - 'batch_id')::text FROM websocket_messages m"
+    " ORDER BY message_id",
     "errors": "SELECT (to_jsonb(e) - 'id' - 'batch_id')::text FROM errors e ORDER BY error_id",
     "auth_attempts": "SELECT (to_jsonb(a) - 'id' - 'batch_id')::text FROM auth_attempts a ORDER BY auth_id",
     "nodes": "SELECT to_jsonb(n)::text FROM nodes n ORDER BY node, epoch",
-    "counters": "SELECT name, label, sum(value)::bigint FROM counters GROUP BY 1, 2 HAVING sum(value) <> 0 ORDER BY 1, 2",
+    "counters": "SELECT name, label, sum(value)::bigint FROM counters GROUP BY 1, 2 HAVING sum(value) <> 0"
+    " ORDER BY 1, 2",
     "accounting": "SELECT node, epoch::text, kind, sum(value)::bigint, max(max_seq) FROM accounting"
     " GROUP BY 1, 2, 3 HAVING sum(value) <> 0 ORDER BY 1, 2, 3",
     "dead_letters": "SELECT source_id, topic, partition, \"offset\", event_type, reason, encode(value, 'hex')"
@@ -87,7 +89,13 @@ def counters(url: str) -> dict[tuple[str, str], int]:
 
 def empty(url: str) -> None:
     """Everything but the schema."""
-    tables = [name for name in _CONTENTS if name != "flows"] + ["flows", "ingest_offsets", "feed", "outbox", "body_chunks"]
+    tables = [name for name in _CONTENTS if name != "flows"] + [
+        "flows",
+        "ingest_offsets",
+        "feed",
+        "outbox",
+        "body_chunks",
+    ]
     with psycopg.connect(conninfo(url), autocommit=True) as connection:
         connection.execute("TRUNCATE " + ", ".join(tables))
 

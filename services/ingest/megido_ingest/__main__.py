@@ -1,0 +1,189 @@
+"""`megido-ingest`: stores what the bus carries, and does the background work. The parts are put together here."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megido_ingest.health import Health
+from megido_ingest.leader import Leader
+from megido_ingest.metrics import Metrics
+from megido_ingest.monitor import watch
+from megido_ingest.store import Store
+from megido_ingest.worker import Worker
+from megido_shared import service
+from megido_shared.bus.base import Bus
+from megido_shared.bus.open import open_bus
+from megido_shared.bus.topics import TOPICS
+from megido_shared.clock import SystemClock
+from megido_shared.db import migrate
+from megido_shared.db.connect import hide_password, parse_url
+from megido_shared.errors import ConfigurationError, Unavailable
+from megido_shared.ops import OpsServer
+from megido_shared.settings import DEFAULT_LOG_DIR, Common, common_from_env
+
+DEFAULT_METRICS_PORT = 9470
+STOP_S = 13.0
+"""A stop that takes longer is cut off: whatever is not committed is still on the bus."""
+_RETRY_S = 1.0
+
+_log = logging.getLogger("megido_ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    common: Common
+    log_dir: Path
+    metrics_port: int
+
+
+def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
+    """Flags win over the environment. Raises ConfigurationError."""
+    parser = argparse.ArgumentParser("megido ingest", description="Stores captured traffic in Postgres and JSON logs.")
+    parser.add_argument("--data-dir", default="", help="data directory (MEGIDO_DATA_DIR)")
+    parser.add_argument("--kafka", default="", metavar="HOST:PORT", help="Kafka (MEGIDO_KAFKA); none: the local bus")
+    parser.add_argument("--database-url", default="", help="postgresql:// URL (MEGIDO_DATABASE_URL)")
+    parser.add_argument(
+        "--log-dir", default=env.get("PROXY_LOG_DIR", DEFAULT_LOG_DIR), help="root of the JSON logs (PROXY_LOG_DIR)"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=DEFAULT_METRICS_PORT,
+        help="port of /livez, /readyz and /metrics on loopback; 0 picks a free one (default %(default)s)",
+    )
+    given = parser.parse_args(argv)
+    common = common_from_env(env, data_dir=given.data_dir, kafka=given.kafka, database_url=given.database_url)
+    if not common.database_url:
+        raise ConfigurationError("ingest needs a database; pass --database-url or set MEGIDO_DATABASE_URL")
+    parse_url(common.database_url)
+    common.data_dir.ensure()
+    return Settings(common, Path(given.log_dir).absolute(), given.metrics_port)
+
+
+async def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT. Raises ConfigurationError when it cannot ever work."""
+    stop = service.stop_on_signals()
+    common = settings.common
+    metrics = Metrics("records" if common.kafka else "bytes")
+    health = Health()
+    ops = _ops_server(metrics, health, settings.metrics_port)
+    bus = open_bus(common)
+    store = Store(common.database_url)
+    try:
+        if not await _wait_for_schema(common.database_url, stop):
+            return
+        worker = Worker(bus, store, metrics, health)
+        leader = Leader(common.database_url, bus, settings.log_dir, clock=SystemClock(), metrics=metrics, health=health)
+        tasks = [
+            asyncio.create_task(worker.run(stop)),
+            asyncio.create_task(leader.run(stop)),
+            asyncio.create_task(watch(bus=bus, store=store, worker=worker, metrics=metrics, health=health, stop=stop)),
+            asyncio.create_task(_create_topics(bus, stop)),
+            asyncio.create_task(_say_ready(health, ops.port, stop)),
+        ]
+        await _until_stopped(tasks, stop)
+    finally:
+        async with asyncio.timeout(5):
+            await store.close()
+            await bus.close()
+        ops.close()
+
+
+async def _until_stopped(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """A part that fails ends the service: it is started again from what is stored."""
+    stopping = asyncio.create_task(stop.wait())
+    running = set(tasks)
+    failed: BaseException | None = None
+    while running and not stop.is_set() and failed is None:
+        done, _ = await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done & running:
+            running.discard(task)
+            failed = failed or task.exception()
+    stop.set()
+    stopping.cancel()
+    if running:
+        _, late = await asyncio.wait(running, timeout=STOP_S)
+        for task in late:
+            task.cancel()
+        results = await asyncio.gather(*running, return_exceptions=True)
+        failed = failed or next((r for r in results if isinstance(r, Exception)), None)
+    if failed is not None:
+        raise failed
+
+
+async def _wait_for_schema(url: str, stop: asyncio.Event) -> bool:
+    """Waits for a database that is away, and says so once. False when stopped meanwhile. Raises
+    ConfigurationError for one whose schema is not ours."""
+    said = False
+    while not stop.is_set():
+        try:
+            await asyncio.to_thread(migrate.require_current, url)
+        except Unavailable as error:
+            if not said:
+                sys.stderr.write(f"megido: waiting: {error}\n")
+            said = True
+            try:
+                await asyncio.wait_for(stop.wait(), _RETRY_S)
+            except TimeoutError:
+                continue
+        else:
+            return True
+    return False
+
+
+async def _create_topics(bus: Bus, stop: asyncio.Event) -> None:
+    """So that a first start needs no other command."""
+    while not stop.is_set():
+        try:
+            made = await bus.create_topics(TOPICS)
+        except Unavailable as error:
+            _log.debug("topics: %s", error)
+        else:
+            if made:
+                _log.info("topics created: %s", ", ".join(made))
+            return
+        try:
+            await asyncio.wait_for(stop.wait(), _RETRY_S)
+        except TimeoutError:
+            continue
+
+
+async def _say_ready(health: Health, port: int, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        if not health.missing():
+            sys.stdout.write(f"megido ingest is ready; metrics at http://127.0.0.1:{port}/metrics\n")
+            sys.stdout.flush()
+            return
+        try:
+            await asyncio.wait_for(stop.wait(), 0.05)
+        except TimeoutError:
+            continue
+
+
+def _ops_server(metrics: Metrics, health: Health, port: int) -> OpsServer:
+    try:
+        return OpsServer(metrics.registry, health.missing, port=port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} cannot be used for metrics ({error.strerror}); choose another with --metrics-port"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    service.setup_logging()
+
+    def run() -> None:
+        settings = parse(argv, os.environ)
+        _log.info("storing in %s", hide_password(settings.common.database_url))
+        asyncio.run(serve(settings))
+
+    return service.guard(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
