@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mitmproxy import addonmanager, ctx, exceptions
+from mitmproxy import addonmanager, ctx, exceptions, optmanager
 from mitmproxy.addons.core import CONF_DIR
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import mode_specs
@@ -52,7 +52,7 @@ class MegidoAddon:
         self._env = env
         self._hosted = hosted
         self._rebind = False
-        self._refused = False
+        self._begun = False
 
     def load(self, loader: addonmanager.Loader) -> None:
         defaults = self._defaults()
@@ -61,22 +61,22 @@ class MegidoAddon:
             loader.add_option(name, type(default), default, HELP[name])
         for name, default, text in _PLACE:
             loader.add_option(name, type(default), default, text)
+        if self._hosted:
+            self._check_deferred(loader.master.options)
 
     def configure(self, updated: set[str]) -> None:
         if self.node is not None:
             if updated & set(NAMES):
                 self._reconfigure()
-        elif self._hosted and not self._refused and NAMES[0] in ctx.options:
+        elif self._hosted and not self._begun:
             try:
                 self.begin()
             except MegidoError as error:
-                # Logged, not raised: mitmproxy would print a trace, and an error while it starts ends it anyway.
-                self._refused = True
-                self.addons = [_Closed()]
-                logger.error("megido: %s", error)
+                self._refuse(str(error))
 
     def begin(self) -> None:
         """Makes the node from the options. Raises ConfigurationError."""
+        self._begun = True  # setting an option below calls `configure` again
         options, settings = ctx.options, self._settings()
         check_listeners(settings, options.mode, options.listen_host)
         common = common_from_env(self._env, data_dir=options.megido_data_dir, kafka=options.megido_kafka)
@@ -116,10 +116,25 @@ class MegidoAddon:
         except ConfigurationError as error:
             if not self._hosted:
                 raise
-            self._refused = True
-            self.addons = [_Closed()]
-            logger.error("megido: %s", error)
+            self._refuse(str(error))
             return {}
+
+    def _check_deferred(self, options: optmanager.OptManager) -> None:
+        """Values from `--set` are converted after `load`, where mitmproxy loses the error and serves without us."""
+        for name in [name for name in options.deferred if name in options]:
+            value = options.deferred[name]
+            try:
+                if isinstance(value, optmanager._UnconvertedStrings):
+                    options._parse_setval(options._options[name], value.val)
+            except exceptions.OptionsError as error:
+                del options.deferred[name]
+                self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        """Logged, not raised: mitmproxy would print a trace, and an error while it starts ends it anyway."""
+        self._begun = True
+        self.addons = [_Closed()]
+        logger.error("megido: %s", reason)
 
     def _settings(self) -> CaptureSettings:
         return CaptureSettings(**{name: getattr(ctx.options, name) for name in NAMES}).checked()
