@@ -122,6 +122,11 @@ class Journal:
         """The size of the slot's segments that are not freed yet."""
         return self._used
 
+    @property
+    def last_seq(self) -> int:
+        """The number that was given last, also by an earlier run of this node; 0 for none."""
+        return self._seq
+
     def next_seq(self) -> int:
         """The number of the next terminal record; each is given once."""
         with self._lock:
