@@ -63,18 +63,19 @@ def _endpoint(text: str) -> Endpoint:
 
 
 class Gate:
-    """Decides about targets. `protected` are Megido's own endpoints; the same port on any address of this machine
-    counts as the same when an endpoint's host is this machine."""
+    """Decides about the targets of one job, and resolves each name once: later answers of a name server change
+    nothing. `protected` are Megido's own endpoints; the same port on any address of this machine counts as the same
+    when an endpoint's host is this machine."""
 
     def __init__(self, protected: Iterable[Endpoint] = ()) -> None:
         self._protected = frozenset(protected)
-        self._own: dict[Endpoint, frozenset[Address]] = {}
+        self._resolved: dict[str, list[Address]] = {}
 
     async def admit(self, host: str, port: int, *, allow_loopback: bool) -> tuple[str, ...]:
         """The target's addresses, to be connected to as they are. Raises Refused, Unresolved."""
         name = host.rstrip(".").lower()
         self._check_name(name, port)
-        addresses = await resolve(name)
+        addresses = await self._resolve(name)
         own = await self._own_addresses(port)
         for address in addresses:
             reason = forbidden(address, allow_loopback=allow_loopback)
@@ -96,14 +97,16 @@ class Gate:
         found: set[Address] = set()
         for endpoint in self._protected:
             if endpoint.port == port:
-                if endpoint not in self._own:
-                    try:
-                        addresses = await resolve(endpoint.host.lower() or "localhost")
-                    except Unresolved:
-                        continue
-                    self._own[endpoint] = frozenset(map(_innermost, addresses))
-                found |= self._own[endpoint]
+                try:
+                    found.update(map(_innermost, await self._resolve(endpoint.host.lower())))
+                except Unresolved:
+                    continue
         return frozenset(found)
+
+    async def _resolve(self, name: str) -> list[Address]:
+        if name not in self._resolved:
+            self._resolved[name] = await resolve(name)
+        return self._resolved[name]
 
 
 def forbidden(address: Address, *, allow_loopback: bool) -> str | None:

@@ -50,7 +50,7 @@ def prepare(flow: StoredFlow, options: ReplayOptions) -> Prepared:
     if options.target_url:
         headers = _with_host(headers, to, deviations)
     request = RawRequest(
-        method=row.method.encode("latin-1", "replace"),
+        method=flow.detail.original.get("method") or row.method.encode(),
         target=to.target,
         headers=headers,
         body=flow.request_body.data,

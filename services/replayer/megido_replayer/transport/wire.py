@@ -16,10 +16,11 @@ _BREAKS = re.compile(rb"[\r\n\0]")
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """`data` is the whole message. `headers` and `trailers` are those within it. `keep_alive` is False when the
-    request itself asks that the connection be closed."""
+    """`data` is the whole message; `target`, `headers` and `trailers` are those within it. `keep_alive` is False
+    when the request itself asks that the connection be closed."""
 
     method: bytes
+    target: bytes
     data: bytes
     headers: list[tuple[bytes, bytes]]
     trailers: list[tuple[bytes, bytes]]
@@ -41,9 +42,11 @@ def render(request: RawRequest) -> Wire:
     trailers = list(request.trailers) if chunked else []
     if request.trailers and not chunked:
         deviations.append("trailers: left out, the body is not chunked")
-    head = _head(request, _target(request.target, deviations), headers)
+    target = _target(request.target, deviations)
+    head = _head(request, target, headers)
     return Wire(
         method=request.method,
+        target=target,
         data=head + (_chunked_body(request.body, trailers) if chunked else request.body),
         headers=headers,
         trailers=trailers,
