@@ -1,0 +1,184 @@
+"""The REST API as Python calls. Answers are the API's JSON documents; the types name the fields that are read here."""
+
+import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, NotRequired, Self, TypedDict, cast
+
+import httpx
+
+from megido_shared.errors import MegidoError, Unavailable
+from megido_shared.settings import DEFAULT_API_URL
+
+_PAGE = 500
+_REPLAY_GRACE_S = 40.0
+
+
+class Listed(TypedDict):
+    id: int
+    method: str
+    url: str
+    host: str
+    protocol: str
+    source_ip: str
+    timestamp: str
+    request_size: int
+    is_replay: bool
+    status_code: int | None
+    response_time: float | None
+
+
+class Page(TypedDict):
+    requests: list[Listed]
+    total: int
+    limit: int
+    offset: int
+    next_cursor: NotRequired[str | None]
+
+
+class Response(TypedDict):
+    status_code: int
+    headers: dict[str, str]
+    raw_headers: NotRequired[list[tuple[str, str]]]
+    body: str
+    body_encoding: NotRequired[str]
+    response_time: float | None
+    response_size: int
+    cached: bool
+    error_message: str | None
+
+
+class Detail(TypedDict):
+    id: int
+    method: str
+    url: str
+    headers: dict[str, str]
+    raw_headers: NotRequired[list[tuple[str, str]]]
+    body: str
+    body_encoding: NotRequired[str]
+    timestamp: str
+    host: str
+    port: int
+    source_ip: str
+    protocol: str
+    request_size: int
+    user_agent: str
+    is_replay: bool
+    original_request_id: int | None
+    response: NotRequired[Response]
+    error: NotRequired[dict[str, str] | None]
+
+
+class Replayed(TypedDict):
+    success: bool
+    request: dict[str, Any]
+    response: dict[str, Any]
+    timestamp: str
+    error_message: str | None
+    replayed_request_id: int | None
+    job_id: NotRequired[str]
+
+
+class ApiError(MegidoError):
+    """The API refused: its status, its code and its message."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def api_url_from(env: Mapping[str, str]) -> str:
+    return env.get("MEGIDO_API_URL") or env.get("PROXY_API_URL") or DEFAULT_API_URL
+
+
+class Client:
+    """Speaks to one Megido API. Without arguments: MEGIDO_API_URL, PROXY_API_URL or http://localhost:8000, and
+    MEGIDO_API_TOKEN. Never through a proxy of the environment, which may well be Megido's own.
+
+    Every call raises ApiError when the API refuses and Unavailable when it cannot be reached.
+    """
+
+    def __init__(self, api_url: str = "", token: str = "", *, timeout: float = 30.0) -> None:
+        self.api_url = (api_url or api_url_from(os.environ)).rstrip("/")
+        token = token or os.environ.get("MEGIDO_API_TOKEN", "")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout = timeout
+        self._http = httpx.Client(trust_env=False, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def requests(self, *, limit: int = 100, offset: int = 0, **filters: Any) -> Page:
+        """One page of the list, newest first. Filters: method, protocol, source_ip, is_replay, search, cursor."""
+        query = {name: _text(value) for name, value in filters.items() if value not in (None, "")}
+        return cast(Page, self._get("/proxy/api/requests/", query | {"limit": str(limit), "offset": str(offset)}))
+
+    def each_request(self, **filters: Any) -> Iterator[Listed]:
+        """All requests that match, newest first, fetched page by page as they are consumed."""
+        cursor: str | None = None
+        while True:
+            page = self.requests(limit=_PAGE, cursor=cursor, **filters)
+            yield from page["requests"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return
+
+    def request(self, reference: int | str) -> Detail:
+        """One request with its response, by id or flow_id."""
+        return cast(Detail, self._get(f"/proxy/api/requests/{reference}/"))
+
+    def replay(
+        self, reference: int | str, *, target_url: str = "", verify_tls: bool = True, timeout: float = 30.0
+    ) -> Replayed:
+        """Sends a request again and waits for its answer. A send that failed is an answer with `success` false;
+        one that takes longer than the API waits raises Unavailable and goes on."""
+        document = {"verify_tls": verify_tls, "timeout": timeout} | ({"target_url": target_url} if target_url else {})
+        status, answer = self._call(
+            "POST", f"/proxy/api/requests/{reference}/replay/", json=document, timeout=timeout + _REPLAY_GRACE_S
+        )
+        if status == 202:
+            where = f"{self.api_url}{answer.get('job_url', '')}"
+            raise Unavailable(f"request {reference} is still being sent; see {where}")
+        return cast(Replayed, answer)
+
+    def stats(self) -> dict[str, Any]:
+        return self._get("/proxy/api/stats/")
+
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        return self._call("GET", path, params=dict(query or {}))[1]
+
+    def _call(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+        try:
+            response = self._http.request(method, self.api_url + path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unavailable(
+                f"the API at {self.api_url} cannot be reached ({str(error) or type(error).__name__}); "
+                "start it with: megido up, or name another with --api-url"
+            ) from error
+        try:
+            document = response.json()
+        except ValueError:
+            document = None
+        if response.is_success and isinstance(document, dict):
+            return response.status_code, document
+        raise _refused(self.api_url, response.status_code, document)
+
+
+def _refused(api_url: str, status: int, document: Any) -> ApiError:
+    error = document.get("error") if isinstance(document, dict) else None
+    if isinstance(error, dict):
+        return ApiError(status, str(error.get("code", "")), str(error.get("message", f"status {status}")))
+    return ApiError(status, "", f"{api_url} answered {status}, which is no answer of a Megido API; check --api-url")
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,68 @@
+"""Which services run, with which arguments."""
+
+from collections.abc import Callable
+
+from megido.launcher.checks import free_port
+from megido.launcher.options import UpOptions
+from megido.launcher.process import Spec
+from megido.main import SERVICES
+
+CAPTURE, REPLAYER, FORWARDER, INGEST, API = "capture", "replayer", "forwarder", "ingest", "api"
+STOP_ORDER = (CAPTURE, REPLAYER, FORWARDER, INGEST, API)
+"""What makes events, what carries them, what stores them, what shows them; Postgres last."""
+
+
+def specs(options: UpOptions) -> list[Spec]:
+    makers: dict[str, Callable[[UpOptions], Spec]] = {
+        CAPTURE: _capture,
+        INGEST: _ingest,
+        API: _api,
+        REPLAYER: _replayer,
+    }
+    made = [make(options) for name, make in makers.items() if options.runs(name)]
+    if options.common.kafka and (options.runs(CAPTURE) or options.runs(REPLAYER)):
+        made.append(_forwarder(options))
+    return made
+
+
+def _common(options: UpOptions) -> list[str]:
+    kafka = ["--kafka", options.common.kafka] if options.common.kafka else []
+    return ["--data-dir", str(options.common.data_dir.root), *kafka]
+
+
+def _service(name: str, preferred: int, arguments: list[str]) -> Spec:
+    return Spec(
+        name,
+        SERVICES[name][0],
+        lambda port: [*arguments, "--metrics-port", str(port)],
+        lambda: free_port(preferred),
+    )
+
+
+def _capture(options: UpOptions) -> Spec:
+    arguments = [
+        *_common(options),
+        *("--listen-port", str(options.proxy_port)),
+        *("--api-url", f"http://127.0.0.1:{options.api_port}"),
+    ]
+    if options.common.kafka:
+        arguments.append("--no-forwarder")  # one forwarder serves every journal of the data directory
+    # The user's own come last, so that they win.
+    return _service(CAPTURE, 9490, [*arguments, *options.capture_arguments])
+
+
+def _ingest(options: UpOptions) -> Spec:
+    return _service(INGEST, 9470, [*_common(options), "--log-dir", str(options.log_dir)])
+
+
+def _replayer(options: UpOptions) -> Spec:
+    return _service(REPLAYER, 9480, _common(options))
+
+
+def _api(options: UpOptions) -> Spec:
+    arguments = [*_common(options), "--port", str(options.api_port)]
+    return Spec(API, SERVICES[API][0], lambda _: arguments, lambda: options.api_port)
+
+
+def _forwarder(options: UpOptions) -> Spec:
+    return Spec(FORWARDER, "megido_shared.bus.forwarder", lambda _: _common(options), lambda: 0)
