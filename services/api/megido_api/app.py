@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
-from megido_shared.bus.open import open_bus
 from prometheus_client import CollectorRegistry
 
 from megido_api import problems
@@ -85,7 +84,7 @@ async def _running(
         **_POOL,
     )
     database = Database(engine, connect_s=settings.connect_timeout_s, statement_s=settings.statement_timeout_s)
-    bus = given or open_bus(settings.common)
+    bus = given or _open(settings)
 
     def producer() -> Coroutine[Any, Any, Producer]:
         return bus.producer("api")
@@ -116,6 +115,12 @@ async def _running(
         await database.close(_CLOSE_TIMEOUT_S)
         if given is None:
             await asyncio.wait([asyncio.create_task(bus.close())], timeout=_CLOSE_TIMEOUT_S)
+
+
+def _open(settings: Settings) -> Bus:
+    from megido_shared.bus.open import open_bus  # noqa: PLC0415
+
+    return open_bus(settings.common)
 
 
 def _background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, any_, delete, func, insert, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,7 +35,7 @@ async def listed(connection: AsyncConnection, search: str | None, ordering: Sequ
 async def active(connection: AsyncConnection, source_app: str | None) -> Sequence[Row[Any]]:
     conditions: list[ColumnElement[bool]] = [_c.active]
     if source_app:
-        conditions.append(or_(func.cardinality(_c.target_apps) == 0, _c.target_apps.any(source_app)))
+        conditions.append(or_(func.cardinality(_c.target_apps) == 0, literal(source_app) == any_(_c.target_apps)))
     return (await connection.execute(select(payload_rules).where(and_(*conditions)).order_by(_c.id))).all()
 
 

@@ -25,14 +25,14 @@ async def get_stats(state: StateDep) -> Any:
         return await queries.sums(connection), await queries.auth_failures_since(connection, since)
 
     counted, failures = await state.database.read(work)
-    responses = _sum(counted, "responses")
+    timed = _sum(counted, "responses_timed")
     return {
         "total_requests": _sum(counted, "requests"),
         "total_websocket_messages": _sum(counted, "websocket_messages"),
         "total_errors": _sum(counted, "errors"),
         "requests_by_method": _by_label(counted, "requests_by_method", "method"),
         "requests_by_protocol": _by_label(counted, "requests_by_protocol", "protocol"),
-        "avg_response_time": round(_sum(counted, "response_time_us") / responses / 1000, 3) if responses else 0.0,
+        "avg_response_time": round(_sum(counted, "response_time_us") / timed / 1000, 3) if timed else 0.0,
         "recent_auth_failures": failures,
     }
 
