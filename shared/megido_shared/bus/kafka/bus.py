@@ -1,0 +1,147 @@
+"""The bus on Apache Kafka."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    InvalidConfigurationError,
+    InvalidReplicationFactorError,
+    NoError,
+    PolicyViolationError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
+
+from megido_shared.bus import base
+from megido_shared.bus.base import Outgoing, Resume, Revoked
+from megido_shared.bus.kafka.client import CONNECT_SECONDS, client_options, quieten, within
+from megido_shared.bus.kafka.config import ConfigTopic
+from megido_shared.bus.kafka.consumer import KafkaConsumer
+from megido_shared.bus.kafka.producer import APPEND_SECONDS, KafkaProducer
+from megido_shared.bus.topics import CONFIG, Topic
+from megido_shared.errors import ConfigurationError, Unavailable
+
+ADMIN_SECONDS = 20.0
+_REFUSED = (
+    InvalidConfigurationError,
+    InvalidReplicationFactorError,
+    PolicyViolationError,
+    TopicAuthorizationFailedError,
+)
+
+
+class KafkaBus:
+    """Connections are made when they are needed: a broker that is away is an Unavailable, not a failed start."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        security: Mapping[str, str] | None = None,
+        append_seconds: float = APPEND_SECONDS,
+    ) -> None:
+        """`bootstrap` is host:port[,host:port…]; `security` as of `client.security_from_env`; `append_seconds` the
+        deadline of an append. Raises ConfigurationError on settings that cannot work."""
+        self._bootstrap = bootstrap
+        self._options: dict[str, Any] = client_options(bootstrap, security or {})
+        self._append_seconds = append_seconds
+        self._config = ConfigTopic(self._options)
+        self._config_producer = KafkaProducer(self._options, deadline=append_seconds)
+        quieten()
+
+    async def create_topics(self, topics: Sequence[Topic]) -> list[str]:
+        async with self._admin() as admin:
+            existing = await _names(admin)
+            missing = [topic for topic in topics if topic.name not in existing]
+            if not missing:
+                return []
+            brokers = (await within(ADMIN_SECONDS, admin.describe_cluster(), "asking for the brokers"))["brokers"]
+            replication = 3 if len(brokers) >= 3 else 1
+            wanted = [
+                NewTopic(topic.name, topic.partitions, replication, topic_configs=topic.config(replication))
+                for topic in missing
+            ]
+            answer = await within(ADMIN_SECONDS, admin.create_topics(wanted), "creating topics")
+            created = [name for name, code, message, *_ in answer.topic_errors if _created(name, code, message)]
+            await within(ADMIN_SECONDS, _until_known(admin, {topic.name for topic in missing}), "creating topics")
+            return created
+
+    async def topics(self) -> frozenset[str]:
+        async with self._admin() as admin:
+            return frozenset(name for name in await _names(admin) if not name.startswith("__"))
+
+    async def producer(self, name: str) -> base.Producer:
+        return KafkaProducer(self._options, deadline=self._append_seconds)
+
+    async def consumer(
+        self,
+        group: str,
+        topics: Sequence[Topic],
+        *,
+        resume: Resume | None = None,
+        revoked: Revoked | None = None,
+        pins: bool = False,
+    ) -> base.Consumer:
+        """Raises Unavailable without a broker, ConfigurationError when a topic does not exist."""
+        names = {topic.name for topic in topics}
+        if missing := sorted(names - await self.topics()):
+            raise ConfigurationError(f"Kafka at {self._bootstrap} has no topic {missing[0]}; run `megido migrate`")
+        member = KafkaConsumer(self._options, group, names, cluster_id=self.cluster_id, resume=resume, revoked=revoked)
+        await member.start()
+        return member
+
+    async def put_config(self, scope: str, value: bytes) -> None:
+        await self._config_producer.append([Outgoing(CONFIG.name, scope.encode(), value)])
+
+    async def get_config(self, scope: str) -> bytes | None:
+        return await self._config.get(scope)
+
+    def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
+        return self._config.watch(scopes)
+
+    async def ping(self) -> None:
+        await self.cluster_id()
+
+    async def cluster_id(self) -> str:
+        """The id that this cluster was formatted with: the `source_id` of its streams. Raises Unavailable."""
+        async with self._admin() as admin:
+            described = await within(ADMIN_SECONDS, admin.describe_cluster(), "asking for the cluster")
+            found: str = described["cluster_id"] or ""
+            return found
+
+    async def close(self) -> None:
+        await self._config_producer.close()
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(**self._options)
+        try:
+            await within(CONNECT_SECONDS, admin.start(), f"connecting to {self._bootstrap}")
+            yield admin
+        finally:
+            closing = asyncio.create_task(admin.close())
+            await asyncio.wait([closing], timeout=CONNECT_SECONDS)
+
+
+async def _names(admin: AIOKafkaAdminClient) -> set[str]:
+    return set(await within(ADMIN_SECONDS, admin.list_topics(), "asking for the topics"))
+
+
+async def _until_known(admin: AIOKafkaAdminClient, names: set[str]) -> None:
+    """A topic that was just made takes a moment to reach the brokers' metadata."""
+    while not names <= await _names(admin):  # noqa: ASYNC110 - the broker sends no event for it
+        await asyncio.sleep(0.05)
+
+
+def _created(name: str, code: int, message: str | None) -> bool:
+    error = for_code(code)
+    if error is NoError:
+        return True
+    if error is TopicAlreadyExistsError:
+        return False
+    text = f"Kafka did not create topic {name}: {message or error.__name__}"
+    raise ConfigurationError(text) if issubclass(error, _REFUSED) else Unavailable(text)

@@ -1,0 +1,116 @@
+"""What all uses of the Kafka client have in common: settings, deadlines, errors, its log."""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+)
+
+from megido_shared.errors import ConfigurationError, Unavailable
+
+CONNECT_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
+MAX_REQUEST_BYTES = 4 << 20
+
+SECURITY_PREFIX = "MEGIDO_KAFKA_"
+SECURITY_SETTINGS = (
+    "SECURITY_PROTOCOL",
+    "SASL_MECHANISM",
+    "SASL_USERNAME",
+    "SASL_PASSWORD",
+    "CA_FILE",
+    "CERT_FILE",
+    "KEY_FILE",
+)
+
+
+def security_from_env(env: Mapping[str, str]) -> dict[str, str]:
+    """MEGIDO_KAFKA_SECURITY_PROTOCOL (PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL), …_SASL_MECHANISM, …_SASL_USERNAME,
+    …_SASL_PASSWORD, …_CA_FILE, …_CERT_FILE, …_KEY_FILE, under the names without the prefix."""
+    return {name: env[SECURITY_PREFIX + name] for name in SECURITY_SETTINGS if env.get(SECURITY_PREFIX + name)}
+
+
+def client_options(bootstrap: str, security: Mapping[str, str]) -> dict[str, Any]:
+    """Keyword arguments of every client. Raises ConfigurationError on settings that cannot work."""
+    protocol = security.get("SECURITY_PROTOCOL", "PLAINTEXT")
+    options: dict[str, Any] = {"bootstrap_servers": bootstrap, "client_id": "megido", "security_protocol": protocol}
+    if protocol not in ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"):
+        raise ConfigurationError(f"MEGIDO_KAFKA_SECURITY_PROTOCOL cannot be {protocol}; SASL_SSL is the usual one")
+    if protocol.startswith("SASL"):
+        options["sasl_mechanism"] = security.get("SASL_MECHANISM", "SCRAM-SHA-512")
+        options["sasl_plain_username"] = security.get("SASL_USERNAME")
+        options["sasl_plain_password"] = security.get("SASL_PASSWORD")
+        if not (options["sasl_plain_username"] and options["sasl_plain_password"]):
+            raise ConfigurationError(f"{protocol} needs MEGIDO_KAFKA_SASL_USERNAME and MEGIDO_KAFKA_SASL_PASSWORD")
+    if protocol.endswith("SSL"):
+        options["ssl_context"] = _ssl_context(security)
+    return options
+
+
+def _ssl_context(security: Mapping[str, str]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=security.get("CA_FILE"))
+        if certificate := security.get("CERT_FILE"):
+            context.load_cert_chain(certificate, security.get("KEY_FILE"))
+    except OSError as error:
+        raise ConfigurationError(f"Kafka's certificates cannot be read: {error} (MEGIDO_KAFKA_CA_FILE, …)") from error
+    return context
+
+
+async def within[T](seconds: float, call: Awaitable[T], doing: str) -> T:
+    """Awaits a call of the client under a deadline of ours. Raises Unavailable with the reason."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await call
+    except TimeoutError as error:
+        raise Unavailable(f"Kafka: {doing} took longer than {seconds:.0f} s") from error
+    except (KafkaError, OSError) as error:
+        raise Unavailable(f"Kafka: {doing}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """One line that a person can act on."""
+    if isinstance(error, AuthenticationFailedError | SaslAuthenticationFailed) or "auth" in str(error).lower():
+        return f"the user name or the password was refused ({error})"
+    if isinstance(error, KafkaConnectionError):
+        return f"no broker answered as expected; is it up, and are address, user and password right? ({error})"
+    return f"{type(error).__name__}: {error}"
+
+
+class _Sparse(logging.Filter):
+    """Lets one record of a kind through every 30 s: a client without its broker logs dozens of lines a second."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._last: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        kind = f"{record.name}:{record.msg}"
+        since, held_back = self._last.get(kind, (-self._seconds, 0))
+        if now - since < self._seconds:
+            self._last[kind] = (since, held_back + 1)
+            return False
+        self._last[kind] = (now, 0)
+        if held_back:
+            record.msg = f"{record.msg} ({held_back} more like this in between)"
+        return True
+
+
+_sparse = _Sparse()
+
+
+def quieten() -> None:
+    """Puts the filter on each logger of the client; again is fine. A filter on a parent logger would not do."""
+    for name in list(logging.root.manager.loggerDict):
+        if name == "aiokafka" or name.startswith("aiokafka."):
+            logging.getLogger(name).addFilter(_sparse)

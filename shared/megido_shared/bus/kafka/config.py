@@ -1,0 +1,74 @@
+"""Configuration on the compacted topic: read to its end, then followed."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from megido_shared.bus.kafka.client import CLOSE_SECONDS, CONNECT_SECONDS, reason, within
+from megido_shared.bus.topics import CONFIG
+from megido_shared.errors import Unavailable
+
+READ_SECONDS = 15.0
+RETRY_SECONDS = 2.0
+_PARTITION = TopicPartition(CONFIG.name, 0)
+
+_log = logging.getLogger(__name__)
+
+
+class ConfigTopic:
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+
+    async def get(self, scope: str) -> bytes | None:
+        """The current value, or None. Raises Unavailable."""
+        async with self._reader() as reader:
+            return (await within(READ_SECONDS, _to_end(reader), "reading the configuration")).get(scope.encode())
+
+    async def watch(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
+        """Never ends by itself: a broker that is away is waited for."""
+        wanted = {scope.encode(): scope for scope in scopes}
+        told: dict[bytes, bytes] = {}
+        while True:
+            try:
+                async with self._reader() as reader:
+                    found = await within(READ_SECONDS, _to_end(reader), "reading the configuration")
+                    while True:
+                        for key, value in found.items():
+                            if key in wanted and told.get(key) != value:
+                                told[key] = value
+                                yield wanted[key], value
+                        found = await _more(reader, 1000)
+            except (Unavailable, KafkaError, OSError) as error:
+                _log.info("configuration topic: %s", error if isinstance(error, Unavailable) else reason(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[AIOKafkaConsumer]:
+        reader = AIOKafkaConsumer(**self._options, enable_auto_commit=False, auto_offset_reset="earliest")
+        try:
+            await within(CONNECT_SECONDS, reader.start(), "connecting")
+            reader.assign([_PARTITION])
+            await within(CONNECT_SECONDS, reader.seek_to_beginning(_PARTITION), "seeking in the configuration")
+            yield reader
+        finally:
+            stopping = asyncio.create_task(reader.stop())
+            await asyncio.wait([stopping], timeout=CLOSE_SECONDS)
+
+
+async def _to_end(reader: AIOKafkaConsumer) -> dict[bytes, bytes]:
+    """The last value of every scope as of now."""
+    end = (await reader.end_offsets([_PARTITION]))[_PARTITION]
+    found: dict[bytes, bytes] = {}
+    while await reader.position(_PARTITION) < end:
+        found |= await _more(reader, 200)
+    return found
+
+
+async def _more(reader: AIOKafkaConsumer, timeout_ms: int) -> dict[bytes, bytes]:
+    records = (await reader.getmany(timeout_ms=timeout_ms)).get(_PARTITION, [])
+    return {record.key: record.value for record in records if record.key and record.value is not None}
