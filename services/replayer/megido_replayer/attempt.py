@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from megido_replayer import queries
 from megido_replayer.addresses import Gate, Refused, Unresolved
+from megido_replayer.metrics import Metrics
 from megido_replayer.prepare import CannotReplay, Prepared, prepare
 from megido_replayer.queries import Item, Outcome
 from megido_replayer.recording import Recorder, Sent
@@ -51,6 +52,7 @@ class Tools:
     me: str
     lease_s: float
     max_body_size: int
+    metrics: Metrics
 
 
 class Attempt:
@@ -68,14 +70,20 @@ class Attempt:
         try:
             sent, origin = await self._ready(item)
         except (CannotReplay, BadTarget, Refused, Unsendable) as error:
-            await self._finish(item, Outcome("failed", error=str(error)))
+            await self._finish(item, Outcome("failed", error=str(error)), started)
+            return "done"
+        except (DBAPIError, Unavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - one bad row must not hold up its job for ever
+            _log.warning("item %s of job %s cannot be read", item.position, item.job_id, exc_info=error)
+            await self._finish(item, Outcome("failed", error=f"the stored request cannot be read: {error}"), started)
             return "done"
         if isinstance(origin, SendError):
-            await self._finish(item, self._record_failure(sent, origin))
+            await self._finish(item, self._record_failure(sent, origin), started)
             return "done"
         if not await self._begin(sent):
             return "lost"
-        await self._finish(item, await self._send_or_unknown(sent, origin, started))
+        await self._finish(item, await self._send_or_unknown(sent, origin, started), started)
         return "done"
 
     async def _ready(self, item: Item) -> tuple[Sent, Origin | SendError]:
@@ -112,7 +120,7 @@ class Attempt:
     async def _send_or_unknown(self, sent: Sent, origin: Origin, started: float) -> Outcome:
         try:
             return await self._send(sent, origin, started)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the row must say unknown, whatever went wrong here
             _log.exception("item %s of job %s failed inside the replayer", sent.item.position, sent.item.job_id)
             return Outcome("unknown", error="an error inside the replayer; the request may have been sent")
 
@@ -156,7 +164,7 @@ class Attempt:
         status = error.response.status if error.response else None
         return _as_recorded(Outcome(result, status, str(error), ids.to_uuid(sent.flow_id)), recorded)
 
-    async def _finish(self, item: Item, outcome: Outcome) -> None:
+    async def _finish(self, item: Item, outcome: Outcome, started: float) -> None:
         tools = self._tools
 
         async def write(connection: AsyncConnection) -> None:
@@ -166,6 +174,7 @@ class Attempt:
                 )
 
         await persistently(tools.engine.begin, write)
+        tools.metrics.ended(outcome, time.monotonic() - started)
 
 
 def _as_recorded(outcome: Outcome, recorded: bool) -> Outcome:

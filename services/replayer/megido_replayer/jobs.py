@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 
 from megido_replayer import queries
 from megido_replayer.attempt import Attempt, Tools
@@ -26,15 +25,12 @@ class JobRun:
         attempt: Attempt,
         settings: Settings,
         stop: asyncio.Event,
-        done: Callable[[], None],
     ) -> None:
-        """`done` is called after each item that ended."""
         self._tools = tools
         self._job = job
         self._options = options
         self._attempt = attempt
         self._stop = stop
-        self._done = done
         self._workers = 1 if options.delay_s > 0 else max(settings.concurrency, 1)
         self._batch = 1 if options.delay_s > 0 else BATCH
         self._claimed: deque[Item] = deque()
@@ -70,7 +66,6 @@ class JobRun:
                 break
             self._last_end = time.monotonic()
             ended += 1
-            self._done()
         return ended
 
     async def _next(self) -> Item | None:

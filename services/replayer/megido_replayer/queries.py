@@ -168,7 +168,8 @@ _FINISH_JOB = text("""
 """)
 
 _LISTENING = text("""
-    SELECT DISTINCT listen FROM nodes WHERE listen <> '' AND seen_at > now() - interval '1 hour'
+    SELECT DISTINCT listen FROM nodes
+    WHERE listen <> '' AND state <> 'stopping' AND seen_at > now() - interval '10 minutes'
 """)
 
 

@@ -25,5 +25,5 @@ class Settings:
     ca_file: Path | None = None
     poll_s: float = 2.0
     lease_s: float = 30.0
-    give_up_s: float = 10.0
+    give_up_s: float = 9.0
     heartbeat_s: float = 5.0
