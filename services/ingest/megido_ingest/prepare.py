@@ -21,6 +21,8 @@ ORIGIN_ITSELF = 0
 ORIGIN_FLOW = 1
 ORIGIN_AUTH = 2
 
+_YEAR_1_US = -62_135_596_800_000_000
+_YEAR_10000_US = 253_402_300_800_000_000
 _NO_EPOCH = bytes(16)
 _DAY_ZERO = date(2000, 1, 1)
 _BAD = (ValueError, struct.error, OverflowError, msgspec.DecodeError, msgspec.ValidationError)
@@ -303,6 +305,8 @@ def _check(event: events.AnyEvent) -> None:
     """What the types do not say. Ids decide on the partition, so they must be what they claim to be."""
     if len(event.event_id) != 16 or len(event.epoch) != 16:
         raise ValueError("event_id and epoch must be 16 bytes")
+    if not _YEAR_1_US <= event.time_us < _YEAR_10000_US:
+        raise ValueError("time_us lies outside of the years 1 to 9999")  # Postgres could hold it, readers could not
     identity: tuple[bytes, ...]
     match event:
         case events.WebSocketMessage():

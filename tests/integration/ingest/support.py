@@ -1,6 +1,6 @@
 """Batches without a bus, and what the database holds in a form that can be compared."""
 
-import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,6 +54,10 @@ async def ingest(url: str, batches: Iterable[Sequence[Record]], *, fresh_cache: 
         await store.close()
 
 
+def batches(records: Sequence[Record], size: int) -> Iterable[Sequence[Record]]:
+    return itertools.batched(records, size, strict=False)
+
+
 def rows(url: str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
     with psycopg.connect(conninfo(url), autocommit=True) as connection:
         return connection.execute(query, values).fetchall()
@@ -97,8 +101,5 @@ def empty(url: str) -> None:
         "body_chunks",
     ]
     with psycopg.connect(conninfo(url), autocommit=True) as connection:
-        connection.execute("TRUNCATE " + ", ".join(tables))
-
-
-def digest(url: str) -> str:
-    return hashlib.sha256(repr(contents(url)).encode()).hexdigest()
+        for table in tables:
+            connection.execute(f"DELETE FROM {table}")  # a hundred partitions: faster than TRUNCATE
