@@ -29,6 +29,7 @@ from megido_api.state import State
 from megido_api.stats.endpoints import router as stats
 from megido_api.websockets.endpoints import router as websockets
 from megido_shared.bus.base import Bus, Producer
+from megido_shared.bus.open import open_bus
 from megido_shared.clock import SystemClock
 from megido_shared.db.connect import create_engine
 from megido_shared.db.outbox import Relay
@@ -84,7 +85,7 @@ async def _running(
         **_POOL,
     )
     database = Database(engine, connect_s=settings.connect_timeout_s, statement_s=settings.statement_timeout_s)
-    bus = given or _open(settings)
+    bus = given or open_bus(settings.common)
 
     def producer() -> Coroutine[Any, Any, Producer]:
         return bus.producer("api")
@@ -115,12 +116,6 @@ async def _running(
         await database.close(_CLOSE_TIMEOUT_S)
         if given is None:
             await asyncio.wait([asyncio.create_task(bus.close())], timeout=_CLOSE_TIMEOUT_S)
-
-
-def _open(settings: Settings) -> Bus:
-    from megido_shared.bus.open import open_bus  # noqa: PLC0415
-
-    return open_bus(settings.common)
 
 
 def _background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

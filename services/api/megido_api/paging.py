@@ -35,7 +35,12 @@ async def fetch(connection: AsyncConnection, query: Select[Any], limit: int, off
 
 async def count(connection: AsyncConnection, query: Select[Any]) -> Total:
     """How many rows `query` selects, counted up to the cap. `query` is without order and limit."""
-    capped = query.with_only_columns(literal_column("1")).order_by(None).limit(COUNT_CAP + 1).subquery()
+    capped = (
+        query.with_only_columns(literal_column("1"), maintain_column_froms=True)
+        .order_by(None)
+        .limit(COUNT_CAP + 1)
+        .subquery()
+    )
     found = await connection.scalar(select(func.count()).select_from(capped)) or 0
     return Total(min(found, COUNT_CAP), exact=found <= COUNT_CAP)
 
