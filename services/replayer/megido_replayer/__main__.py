@@ -83,8 +83,12 @@ def _main(argv: list[str], env: Mapping[str, str]) -> int:
     arguments = parser().parse_args(argv)
     setup_logging()
     settings = read_settings(arguments, env)
-    uvloop.run(_serve(settings, forwarder=arguments.forwarder))
+    uvloop.run(_until_signalled(settings, forwarder=arguments.forwarder))
     return 0
+
+
+async def _until_signalled(settings: Settings, *, forwarder: bool) -> None:
+    await serve(settings, stop_on_signals(), forwarder=forwarder)
 
 
 def read_settings(arguments: argparse.Namespace, env: Mapping[str, str]) -> Settings:
@@ -122,14 +126,14 @@ def _protected(given: list[str], common: Common, env: Mapping[str, str]) -> list
         raise ConfigurationError(f"an endpoint to protect, or Kafka's address: {error}") from error
 
 
-async def _serve(settings: Settings, *, forwarder: bool) -> None:
-    stop = stop_on_signals()
+async def serve(settings: Settings, stop: asyncio.Event, *, forwarder: bool = True) -> None:
+    """The whole service until `stop` is set."""
     health, metrics = Health(), Metrics()
     async with contextlib.AsyncExitStack() as stack:
         ops = _ops(metrics, health, settings.metrics_port)
         stack.callback(ops.close)
         settings = replace(settings, protected=(*settings.protected, Endpoint("localhost", ops.port)))
-        journal = Journal.open(settings.common.data_dir, "replayer")
+        journal = Journal.open(settings.common.data_dir, "replayer", cap_bytes=settings.journal_cap_bytes)
         stack.callback(journal.close)
         engine = create_engine(settings.common.database_url, application_name="megido-replayer", pool_size=10)
         stack.push_async_callback(_briefly, engine.dispose)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megido_replayer.addresses import Endpoint
+from megido_shared.bus.local.journal import DEFAULT_CAP_BYTES
 from megido_shared.settings import Common
 
 DEFAULT_METRICS_PORT = 9480
@@ -27,3 +28,4 @@ class Settings:
     lease_s: float = 30.0
     give_up_s: float = 9.0
     heartbeat_s: float = 5.0
+    journal_cap_bytes: int = DEFAULT_CAP_BYTES
