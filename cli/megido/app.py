@@ -1,7 +1,7 @@
 """The commands and their options. Bodies import what they need when they run: help must be quick."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -42,8 +42,11 @@ DatabaseUrl = Annotated[
 
 def run(arguments: list[str]) -> int:
     """Raises MegidoError; the caller shows it as one line."""
+    command = get_command(app)
+    if _show_help(command, arguments):
+        return 0
     try:
-        code = get_command(app).main(arguments, prog_name="megido", standalone_mode=False)
+        code = command.main(arguments, prog_name="megido", standalone_mode=False)
     except typer.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
@@ -55,6 +58,17 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _show_help(group: Any, arguments: list[str]) -> bool:
+    """`megido COMMAND … --help` at once: parsing any option makes typer load pydantic, which takes longer than all
+    the rest."""
+    if len(arguments) < 2 or "--help" not in arguments or arguments[0] not in group.commands:
+        return False
+    command = group.commands[arguments[0]]
+    parent = group.context_class(group, info_name="megido")
+    typer.echo(command.get_help(command.context_class(command, parent=parent, info_name=arguments[0])))
+    return True
 
 
 @app.command(context_settings=_PASS_ON, epilog="Any other option is the proxy's; see: megido capture --help")

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _BATCHES_AT_ONCE = 16
 _POLL_SECONDS = 0.5
 _NODES_EVERY = 2.0
+_LAST_SECONDS = 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _COMPLAIN_EVERY = 30.0
 
@@ -75,9 +76,17 @@ class JsonLogWriter:
                     # Ends early on a notification; otherwise this is the poll.
                     async for _ in session.notifies(timeout=_POLL_SECONDS, stop_after=1):
                         pass
+            await self._catch_up(engine)
         finally:
             await session.close()
             await engine.dispose()
+
+    async def _catch_up(self, engine: AsyncEngine) -> None:
+        """What was stored just before the stop, nodes that say farewell included; the next start has the rest."""
+        deadline = time.monotonic() + _LAST_SECONDS
+        self._nodes_read = 0.0
+        while await self._round(engine) and time.monotonic() < deadline:
+            pass
 
     async def _only_writer(self, session: psycopg.AsyncConnection[TupleRow], stop: asyncio.Event) -> bool:
         """Waits for this root's lock, which is the session's: it is free again when its holder dies."""
