@@ -18,7 +18,7 @@ from aiokafka.errors import (
 
 from megido_shared.bus import base
 from megido_shared.bus.base import Outgoing, Resume, Revoked
-from megido_shared.bus.kafka.client import CONNECT_SECONDS, client_options, quieten, within
+from megido_shared.bus.kafka.client import CONNECT_SECONDS, client_options, ended, quieten, within
 from megido_shared.bus.kafka.config import ConfigTopic
 from megido_shared.bus.kafka.consumer import KafkaConsumer
 from megido_shared.bus.kafka.producer import APPEND_SECONDS, KafkaProducer
@@ -123,8 +123,7 @@ class KafkaBus:
             await within(CONNECT_SECONDS, admin.start(), f"connecting to {self._bootstrap}")
             yield admin
         finally:
-            closing = asyncio.create_task(admin.close())
-            await asyncio.wait([closing], timeout=CONNECT_SECONDS)
+            await ended(admin.close())
 
 
 async def _names(admin: AIOKafkaAdminClient) -> set[str]:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from typing import Any
 
 from aiokafka.errors import (
@@ -74,6 +74,17 @@ async def within[T](seconds: float, call: Awaitable[T], doing: str) -> T:
         raise Unavailable(f"Kafka: {doing} took longer than {seconds:.0f} s") from error
     except (KafkaError, OSError) as error:
         raise Unavailable(f"Kafka: {doing}: {reason(error)}") from error
+
+
+async def ended(stop: Coroutine[Any, Any, object], seconds: float = CLOSE_SECONDS) -> bool:
+    """Whether a `stop` or `close` of the client came to its end in time. With the broker away these hang, raise, or
+    (the consumer's) end in a CancelledError of a task within."""
+    stopping = asyncio.create_task(stop)
+    done, _ = await asyncio.wait([stopping], timeout=seconds)
+    if not done:
+        stopping.cancel()
+        await asyncio.wait([stopping], timeout=1.0)
+    return bool(done) and not stopping.cancelled() and stopping.exception() is None
 
 
 def reason(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from megido_shared.bus.kafka.client import CLOSE_SECONDS, CONNECT_SECONDS, reason, within
+from megido_shared.bus.kafka.client import CONNECT_SECONDS, ended, reason, within
 from megido_shared.bus.topics import CONFIG
 from megido_shared.errors import Unavailable
 
@@ -56,8 +56,7 @@ class ConfigTopic:
             await within(CONNECT_SECONDS, reader.seek_to_beginning(_PARTITION), "seeking in the configuration")
             yield reader
         finally:
-            stopping = asyncio.create_task(reader.stop())
-            await asyncio.wait([stopping], timeout=CLOSE_SECONDS)
+            await ended(reader.stop())
 
 
 async def _to_end(reader: AIOKafkaConsumer) -> dict[bytes, bytes]:

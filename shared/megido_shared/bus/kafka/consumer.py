@@ -21,7 +21,8 @@ from aiokafka.errors import (
 )
 
 from megido_shared.bus.base import Batch, Gap, Position, Record, Resume, Revoked, Stream
-from megido_shared.bus.kafka.client import CLOSE_SECONDS, CONNECT_SECONDS, reason, within
+from megido_shared.bus.identity import event_id_of
+from megido_shared.bus.kafka.client import CONNECT_SECONDS, ended, reason, within
 from megido_shared.errors import Unavailable
 
 CALL_SECONDS = 10.0
@@ -283,7 +284,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         """Whether a fetched record is to be delivered; decides the check of a resumed position on the way."""
         if place.check:
             check, place.check = place.check, b""
-            if found.offset == place.next - 1 and dict(found.headers).get("ce_id", b"") != check.hex().encode():
+            if found.offset == place.next - 1 and _event_id(found) != check:
                 self._rewind(client, tp, place)
                 return False
         return bool(found.offset >= place.next)
@@ -297,16 +298,16 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         client.seek(tp, 0)
 
 
+def _event_id(found: ConsumerRecord) -> bytes:
+    """From the CloudEvents header, or from the value when somebody published without headers."""
+    for name, value in found.headers:
+        if name == "ce_id":
+            with contextlib.suppress(ValueError):
+                return bytes.fromhex(value.decode("ascii", "replace"))
+    return event_id_of(found.value or b"")
+
+
 async def _discard(client: AIOKafkaConsumer) -> None:
-    """Leaves the group if that can be done in time."""
-    stopping = asyncio.create_task(client.stop())
-    done, _ = await asyncio.wait([stopping], timeout=CLOSE_SECONDS)
-    if done:
-        with contextlib.suppress(KafkaError, OSError):
-            stopping.result()
-        return
-    stopping.cancel()
-    with contextlib.suppress(Exception):
-        # Whatever closing a broken connection raises, the connection is gone.
-        async with asyncio.timeout(1.0):
-            await client._client.close()
+    """Leaves the group if that can be done in time; closes the connections in any case."""
+    if not await ended(client.stop()):
+        await ended(client._client.close(), 1.0)

@@ -1,14 +1,13 @@
 """The producer: idempotent, acks=all, zstd, and never waiting for ever."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
 from megido_shared.bus.base import Outgoing
-from megido_shared.bus.kafka.client import CLOSE_SECONDS, CONNECT_SECONDS, MAX_REQUEST_BYTES, within
+from megido_shared.bus.kafka.client import CONNECT_SECONDS, MAX_REQUEST_BYTES, ended, within
 from megido_shared.errors import Unavailable
 
 APPEND_SECONDS = 45.0
@@ -41,13 +40,7 @@ class KafkaProducer:
 
     async def close(self) -> None:
         client, self._client = self._client, None
-        if client is None:
-            return
-        stopping = asyncio.create_task(client.stop())
-        done, _ = await asyncio.wait([stopping], timeout=CLOSE_SECONDS)
-        if not done:
-            stopping.cancel()
-            await asyncio.wait([stopping], timeout=1.0)
+        if client and not await ended(client.stop()):
             await _abandon(client)
 
     async def _started(self) -> AIOKafkaProducer:
@@ -88,10 +81,7 @@ async def _abandon(client: AIOKafkaProducer) -> None:
     sender = client._sender.sender_task
     if sender:
         sender.cancel()
-    with contextlib.suppress(Exception):
-        # Whatever closing a broken connection raises, the connection is gone.
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await client.client.close()
+    await ended(client.client.close())
     if sender:
         await asyncio.wait([sender], timeout=1.0)
         sender.cancel()

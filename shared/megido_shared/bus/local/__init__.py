@@ -1,7 +1,7 @@
 """A durable local log: each producer's journal, and the bus of the processes that share a data directory."""
 
 from megido_shared.bus.local.bus import LocalBus
-from megido_shared.bus.local.groups import group_is_live
+from megido_shared.bus.local.groups import follow, group_is_live
 from megido_shared.bus.local.journal import Journal
 
-__all__ = ["Journal", "LocalBus", "group_is_live"]
+__all__ = ["Journal", "LocalBus", "follow", "group_is_live"]

@@ -105,6 +105,18 @@ def group_is_live(data_dir: DataDir, group: str) -> bool:
     return locks.is_path_locked(data_dir.groups / group / "members")
 
 
+def follow(data_dir: DataDir, leader: str, follower: str) -> None:
+    """Moves a group's acknowledgements up to those of another group that reads the same streams meanwhile, so that
+    it neither pins what the other is done with nor repeats it when its own turn comes."""
+    group = Group(data_dir, follower)
+    for path in (data_dir.groups / leader / "acks").glob("[!.]*"):
+        topic, _, epoch = path.name.rpartition(".")
+        stream = Stream(epoch, topic, 0)
+        ahead = _read_ack(data_dir.groups / leader, epoch, topic)
+        if ahead is not None and ahead > (group.ack(stream) or 0):
+            group.write_ack(stream, ahead)
+
+
 def free_limit(data_dir: DataDir, epoch: str, topic: str) -> int | None:
     """The offset of a stream up to which every pinning group is done; None when no group pins the topic."""
     pinning = [group for group in _groups(data_dir) if (group / "pins" / topic).exists()]

@@ -5,9 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from megido_shared.bus.base import Gap, Position, Record, Stream
+from megido_shared.bus.identity import event_id_of
 from megido_shared.bus.local.locks import slot_is_live
 from megido_shared.bus.local.segments import (
     OVERHEAD,
@@ -21,13 +20,6 @@ from megido_shared.bus.local.segments import (
 )
 
 CHUNK_BYTES = 1 << 20
-
-
-class _Identity(msgspec.Struct):
-    event_id: bytes = b""
-
-
-_identity = msgspec.msgpack.Decoder(_Identity)
 
 
 class StreamReader:
@@ -196,12 +188,5 @@ class StreamReader:
             return True
         for entry in scan(data[: position.offset - name.base], name.marker):
             if isinstance(entry, Entry) and name.base + entry.end == position.offset:
-                return _event_id(entry.value) == position.last_event_id
+                return event_id_of(entry.value) == position.last_event_id
         return False
-
-
-def _event_id(value: bytes) -> bytes:
-    try:
-        return _identity.decode(value).event_id
-    except msgspec.DecodeError:
-        return b""
