@@ -118,10 +118,15 @@ class Session:
         await self.close()
 
 
+def commit_message(batch: int) -> str:
+    """Feed lock, feed row, NOTIFY and COMMIT: one message."""
+    return _COMMIT_TO_FEED.format(batch=int(batch))
+
+
 async def commit(connection: psycopg.AsyncConnection[TupleRow], batch: int, *, changed: bool) -> None:
     """Ends the transaction; a batch that changed rows gets its place in the feed."""
     if changed:
-        await connection.execute(_COMMIT_TO_FEED.format(batch=int(batch)))
+        await connection.execute(commit_message(batch))
     else:
         await connection.execute("COMMIT")
 

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import random
 from datetime import UTC, datetime
-from typing import Any
 
 import psycopg
 import pytest
@@ -20,7 +19,6 @@ from megido_shared.db.detail import decode_detail
 from megido_shared.db.read import load_flow
 from megido_shared.errors import Unavailable
 from megido_shared.testing import a_completed_flow, a_request, a_response
-from megido_shared.testing.builders import EPOCH
 from tests.integration.ingest.support import (
     Log,
     batches,
@@ -32,40 +30,11 @@ from tests.integration.ingest.support import (
     store_records,
     stream,
 )
-
-TIME = 1_771_000_000_000_000
-
-
-def _event(kind: type, **fields: Any) -> Any:
-    common = {"event_id": ids.new_id(), "node": "capture-0", "epoch": EPOCH, "seq": 0, "time_us": TIME}
-    return kind(**(common | fields))
-
-
-def _states(flow_id: bytes) -> list[events.AnyEvent]:
-    """One flow in each state that it can be in, and the chunks of its body."""
-    whole = random.Random(7).randbytes(3000)
-    chunks = [
-        _event(events.BodyChunk, flow_id=flow_id, side="response", index=n, data=whole[n * 1500 : (n + 1) * 1500])
-        for n in range(2)
-    ]
-    streamed = events.Body(size=3000, chunks=2)
-    common: dict[str, Any] = {"flow_id": flow_id, "request": a_request(scheme="http")}
-    failure = events.Failure(events.ErrorType.TIMEOUT, "too slow")
-    head = a_response(body=events.Body())
-    return [
-        _event(events.FlowStarted, **common, response=head),
-        _event(events.FlowInterrupted, **common, seq=1, response=a_response(body=streamed)),
-        _event(events.FlowFailed, **common, seq=2, failure=failure),
-        _event(
-            events.FlowCompleted, **(common | {"request": a_request()}), seq=3, response=a_response(body=streamed),
-            timing=events.Timing(response_us=900),
-        ),
-        *chunks,
-    ]  # fmt: skip
+from tests.integration.ingest.traffic import an_event, mixed_traffic, states_of_a_flow
 
 
 async def test_any_order_of_arrival_gives_the_same_contents(any_database: str) -> None:
-    states = _states(ids.new_id())
+    states = states_of_a_flow(ids.new_id())
     # Every order of all six would be 720 runs a server: all orders of the states, the chunks at each place.
     orders = [*itertools.permutations(range(4))]
     expected = None
@@ -100,7 +69,7 @@ async def test_any_order_of_arrival_gives_the_same_contents(any_database: str) -
 
 async def test_every_order_of_a_failed_flow_and_its_chunks(any_database: str) -> None:
     flow_id = ids.new_id()
-    _, interrupted, failed, _, *chunks = _states(flow_id)
+    _, interrupted, failed, _, *chunks = states_of_a_flow(flow_id)
     expected = None
     for order in itertools.permutations([interrupted, failed, *chunks]):
         empty(any_database)
@@ -114,45 +83,9 @@ async def test_every_order_of_a_failed_flow_and_its_chunks(any_database: str) ->
     assert rows(any_database, "SELECT error_id = flow_id, error_message FROM errors") == [(True, "too slow")]
 
 
-def _mixed(seed: int, count: int) -> list[events.AnyEvent | bytes]:
-    """Traffic with everything in it, dead letters too."""
-    rng = random.Random(seed)
-    made: list[events.AnyEvent | bytes] = []
-    seq = itertools.count(1)
-    for _ in range(count):
-        flow_id = ids.new_id()
-        states = _states(flow_id)
-        pick = rng.randrange(8)
-        if pick == 0:
-            made += [states[0], states[4], states[5], states[3]]
-        elif pick == 1:
-            made += [states[0], states[2]]
-        elif pick == 2:
-            made.append(
-                _event(
-                    events.WebSocketMessage, message_id=ids.new_id(), flow_id=flow_id, seq=next(seq),
-                    connection_id=ids.connection_id(flow_id), url="wss://x/", direction="SEND", message_type="TEXT",
-                    payload=rng.randbytes(300), size=300,
-                )
-            )  # fmt: skip
-        elif pick == 3:
-            made.append(_event(events.AuthAttempted, auth_id=ids.new_id(), success=rng.random() < 0.5, seq=next(seq)))
-        elif pick == 4:
-            failure = events.Failure(events.ErrorType.SSL_ERROR, "handshake")
-            made.append(_event(events.ErrorRaised, error_id=ids.new_id(), failure=failure, seq=next(seq)))
-        elif pick == 5:
-            made.append(rng.randbytes(40))
-        elif pick == 6:
-            made.append(_event(events.NodeStatus, state="running", counters={"flows": 1}, captured=3))
-        else:
-            body = events.Body(data=rng.randbytes(2000), size=2000)
-            made.append(a_completed_flow(flow_id=flow_id, seq=next(seq), response=a_response(body=body)))
-    return made
-
-
 async def test_redelivery_changes_nothing(any_database: str) -> None:
     log = Log()
-    log.add(*_mixed(3, 120))
+    log.add(*mixed_traffic(3, 120))
     await ingest(any_database, batches(log.records, 50))
     first = contents(any_database)
     feed = rows(any_database, "SELECT * FROM feed")
@@ -172,7 +105,7 @@ async def test_redelivery_changes_nothing(any_database: str) -> None:
 
 async def test_a_batch_whose_commit_was_not_confirmed_is_stored_once(database: str) -> None:
     log = Log()
-    log.add(*_mixed(5, 40))
+    log.add(*mixed_traffic(5, 40))
     store = Store(database)
     await store.claim({log.stream})
     await store_records(store, log.records, [Gap(log.stream, 0, 10_000, "corrupt", 3)])
@@ -185,7 +118,7 @@ async def test_a_batch_whose_commit_was_not_confirmed_is_stored_once(database: s
 
 async def test_overlapping_workers_store_once_and_the_stale_one_is_fenced(any_database: str) -> None:
     log = Log()
-    log.add(*_mixed(11, 200))
+    log.add(*mixed_traffic(11, 200))
     former, latter = Store(any_database), Store(any_database)
     await former.claim({log.stream})
     await store_records(former, log.records[:100])
@@ -208,7 +141,7 @@ async def test_overlapping_workers_store_once_and_the_stale_one_is_fenced(any_da
 
 async def test_workers_at_once_on_the_same_flows_neither_lose_nor_double(any_database: str) -> None:
     """Three streams hold the same records, as after a change of the partition count."""
-    events_ = _mixed(17, 150)
+    events_ = mixed_traffic(17, 150)
     logs = [Log(stream(partition=n)) for n in range(3)]
     rng = random.Random(1)
     for log in logs:
@@ -268,7 +201,7 @@ async def test_bytes_come_back_exactly(any_database: str) -> None:
         reason=every, headers=events.pack_headers([(b"Content-Type", b"Text/\xff\x00; x")]), body=every[::-1]
     )
     flow = a_completed_flow(request=request, response=response, source_app="a\0pp", node="n\0ode")
-    message = _event(
+    message = an_event(
         events.WebSocketMessage, message_id=ids.new_id(), flow_id=flow.flow_id, connection_id="ws\0_1", url="wss://\0",
         direction="RECEIVE", message_type="BINARY", payload=every, size=256, seq=1,
     )  # fmt: skip
@@ -316,7 +249,9 @@ async def test_states_of_bodies(database: str) -> None:
 async def test_a_missing_chunk_leaves_the_first_part_and_its_arrival_completes_it(any_database: str) -> None:
     flow_id = ids.new_id()
     pieces = [bytes([n]) * 500 for n in range(3)]
-    chunks = [_event(events.BodyChunk, flow_id=flow_id, side="response", index=n, data=p) for n, p in enumerate(pieces)]
+    chunks = [
+        an_event(events.BodyChunk, flow_id=flow_id, side="response", index=n, data=p) for n, p in enumerate(pieces)
+    ]
     flow = a_completed_flow(flow_id=flow_id, response=a_response(body=events.Body(size=1500, chunks=3)))
     log = Log()
     log.add(chunks[0], chunks[2], flow)
@@ -395,7 +330,7 @@ async def test_a_posted_flow_keeps_the_id_that_the_api_gave(database: str) -> No
     log = Log()
     flow_id = ids.new_id()
     log.add(
-        _event(events.FlowStarted, flow_id=flow_id, request=a_request(), posted_id=4711),
+        an_event(events.FlowStarted, flow_id=flow_id, request=a_request(), posted_id=4711),
         a_completed_flow(flow_id=flow_id, posted_id=4711),
         a_completed_flow(),
     )
@@ -408,8 +343,8 @@ async def test_a_posted_flow_keeps_the_id_that_the_api_gave(database: str) -> No
 async def test_a_nodes_own_word_on_an_interrupted_flow_outranks_maintenance(database: str) -> None:
     log = Log()
     flow_id = ids.new_id()
-    said_for_it = _event(events.FlowInterrupted, flow_id=flow_id, request=a_request(), seq=0)
-    own = _event(events.FlowInterrupted, flow_id=flow_id, request=a_request(), response=a_response(), seq=8)
+    said_for_it = an_event(events.FlowInterrupted, flow_id=flow_id, request=a_request(), seq=0)
+    own = an_event(events.FlowInterrupted, flow_id=flow_id, request=a_request(), response=a_response(), seq=8)
     for order in ((said_for_it, own), (own, said_for_it)):
         empty(database)
         log = Log()
@@ -423,7 +358,7 @@ async def test_a_nodes_own_word_on_an_interrupted_flow_outranks_maintenance(data
 async def test_a_refused_credential_is_an_error_too(database: str) -> None:
     log = Log()
     attempts = [
-        _event(events.AuthAttempted, auth_id=ids.new_id(), success=good, username="u", failure_reason=why, seq=n)
+        an_event(events.AuthAttempted, auth_id=ids.new_id(), success=good, username="u", failure_reason=why, seq=n)
         for n, (good, why) in enumerate([(True, ""), (False, "bad password")], 1)
     ]
     log.add(*attempts)
