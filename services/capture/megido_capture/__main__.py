@@ -77,6 +77,7 @@ def _main(argv: list[str], env: Mapping[str, str]) -> int:
     setup_logging()
     # What mitmproxy says about each connection and stream is traffic, not the service's log.
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
+    logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)  # we say it in one line
     asyncio.run(_serve(arguments, env))
     return 0
 

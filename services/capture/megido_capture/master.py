@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -100,5 +101,10 @@ class CaptureMaster(master.Master):
                 await instance.stop()
 
     def _why_not_listening(self) -> str:
-        errors = [str(found.last_exception) for found in self.proxyserver.servers if found.last_exception]
-        return (errors or ["the proxy cannot listen"])[0].partition("\n")[0]
+        for found in self.proxyserver.servers:
+            if isinstance(found.last_exception, OSError):
+                host = found.mode.listen_host(self.options.listen_host)
+                port = found.mode.listen_port(self.options.listen_port)
+                reason = os.strerror(found.last_exception.errno or 0).lower()
+                return f"the proxy cannot listen on {host}:{port} ({reason}); choose another with --listen-port"
+        return "the proxy cannot listen"

@@ -11,6 +11,7 @@ from typing import Any
 
 from mitmproxy import connection, http
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.proxy import events as proxy_events
 
 from megido_capture import recovery
 from megido_capture.access import Access
@@ -36,11 +37,12 @@ from megido_shared.settings import Common
 
 logger = logging.getLogger(__name__)
 
+INGEST_GROUP = "ingest"
+"""The consumer group whose live members say that an API publishes on this data directory's bus."""
+
 TICK = 0.1
 DRAIN = 10.0
 """Seconds that open flows get to end when the node stops."""
-
-INGEST_GROUP = "ingest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,7 @@ class Node:
             recorder,
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        self._telling: set[asyncio.Task[None]] = set()
         observe_control_frames(self.websockets.control_frame)
 
     def apply(self, settings: CaptureSettings) -> None:
@@ -192,8 +195,13 @@ class Node:
         """Ends an upstream connection through its handler's task: mitmproxy has no call for it."""
         handler = self._proxyserver.connections.get(client.id)
         transport = handler.transports.get(server) if handler else None
-        if transport is None or transport.handler is None:
+        if handler is None or transport is None or transport.handler is None:
             return False
+        if server.timestamp_tcp_setup is not None and not server.state & connection.ConnectionState.CAN_READ:
+            # Closed by the peer already: that was told once, to a layer that was not listening yet.
+            told = asyncio.ensure_future(handler.server_event(proxy_events.ConnectionClosed(server)))
+            self._telling.add(told)
+            told.add_done_callback(self._telling.discard)
         return transport.handler.cancel("timeout")
 
     def _close_with(self, client: connection.Client, data: bytes) -> None:

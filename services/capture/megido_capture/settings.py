@@ -17,8 +17,8 @@ class CaptureSettings:
     """The founding document's options (the first eight), and ours.
 
     `max_body_size` in bytes caps what is stored, never what is forwarded. `connection_timeout` in seconds bounds
-    name resolution, connect and TLS handshake with an upstream server together; `transfer_timeout` bounds how
-    long an upstream may send nothing while we wait for it (0: only mitmproxy's own `tcp_timeout` does).
+    name resolution and connect to an upstream server, and again the TLS handshake with it; `transfer_timeout` bounds
+    how long an upstream may send nothing while we wait for it (0: only mitmproxy's own `tcp_timeout` does).
     `cache_ttl` in seconds is the age after which payload rules are read again.
     """
 

@@ -40,14 +40,24 @@ class Timeouts:
 
     @contained
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """One timer over name resolution, connect and, where there is one, the TLS handshake."""
-        loop = asyncio.get_running_loop()
-        self._timers[data.server.id] = loop.call_later(self.settings.connection_timeout, self._expire, data)
+        """One timer over name resolution and connect, another over the TLS handshake: it may begin much later,
+        when the client says hello."""
+        self._arm(data, self.settings.connection_timeout)
 
     @contained
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
-        if not data.server.tls:
-            self._disarm(data.server)
+        self._disarm(data.server)
+
+    @contained
+    def tls_start_server(self, data: tls.TlsData) -> None:
+        if isinstance(data.conn, connection.Server):
+            hook_data = server_hooks.ServerConnectionHookData(server=data.conn, client=data.context.client)
+            self._arm(hook_data, self.settings.connection_timeout)
+            if not data.conn.state & connection.ConnectionState.CAN_READ:
+                # It closed before the client said hello; mitmproxy has forgotten that and would wait for ever.
+                cause = Cause(ErrorType.CONNECTION_RESET, "the server closed the connection before the TLS handshake")
+                self._connections.note(data.context.client, data.conn, cause)
+                asyncio.get_running_loop().call_soon(self._cut, data.context.client, data.conn)
 
     @contained
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
@@ -78,20 +88,24 @@ class Timeouts:
 
     def _expire(self, data: server_hooks.ServerConnectionHookData) -> None:
         seconds = self.settings.connection_timeout
-        began = data.server.timestamp_start
-        # None: it still waits for its turn (mitmproxy opens five connections to an address at a time), where
-        # cancelling it would leave its flow without an end.
-        left = seconds if began is None else seconds - (time.time() - began)
-        if left > SLACK:
-            loop = asyncio.get_running_loop()
-            self._timers[data.server.id] = loop.call_later(min(left, seconds), self._expire, data)
-            return
         self._timers.pop(data.server.id, None)
-        step = "TLS handshake" if data.server.connected else "connection"
+        if not data.server.connected:
+            began = data.server.timestamp_start
+            # None: it still waits for its turn (mitmproxy opens five connections to an address at a time), where
+            # cancelling it would leave its flow without an end.
+            left = seconds if began is None else seconds - (time.time() - began)
+            if left > SLACK:
+                self._arm(data, min(left, seconds))
+                return
+        step = "connection" if data.server.timestamp_tcp_setup is None else "TLS handshake"
         message = f"timed out: no {step} within {seconds} seconds (connection_timeout)"
         self._connections.note(data.client, data.server, Cause(ErrorType.TIMEOUT, message))
         if self._cut(data.client, data.server):
             self.counters["timeouts"] += 1
+
+    def _arm(self, data: server_hooks.ServerConnectionHookData, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[data.server.id] = loop.call_later(seconds, self._expire, data)
 
     def _disarm(self, server: connection.Connection) -> None:
         timer = self._timers.pop(server.id, None)

@@ -1,8 +1,7 @@
 """A proxy and upstream servers for each test; certificates by trustme."""
 
 import ssl
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trustme
@@ -16,10 +15,10 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture
-def trusted(authority: trustme.CA, tmp_path: Path) -> str:
+@pytest.fixture(scope="session")
+def trusted(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file with the upstreams' certificate authority."""
-    path = tmp_path / "upstream-ca.pem"
+    path = tmp_path_factory.mktemp("upstream") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     return str(path)
 
@@ -44,8 +43,15 @@ async def upstream_tls(authority: trustme.CA) -> AsyncIterator[Upstream]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def proxy_process(tmp_path_factory: pytest.TempPathFactory, trusted: str) -> Iterator[harness.Proxy]:
+    """One for all tests that need no settings of their own: each looks only at what happened in it."""
+    option = f"ssl_verify_upstream_trusted_ca={trusted}"
+    found = harness.start(tmp_path_factory.mktemp("proxy"), "--set", option, "--connection-timeout", "2")
+    yield found
+    assert found.stop() == 0
+
+
 @pytest.fixture
-async def proxy(tmp_path: Path, trusted: str) -> AsyncIterator[harness.Proxy]:
-    options = f"ssl_verify_upstream_trusted_ca={trusted}"
-    async with harness.capture(tmp_path / "data", "--set", options, "--connection-timeout", "2") as found:
-        yield found
+def proxy(proxy_process: harness.Proxy) -> harness.Proxy:
+    return proxy_process.from_now()

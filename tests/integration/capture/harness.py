@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import re
-import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megido_shared import events, ids
 from megido_shared.bus.local import LocalBus
@@ -23,11 +24,12 @@ DEADLINE = 30.0
 
 @dataclass
 class Proxy:
-    process: asyncio.subprocess.Process
+    process: subprocess.Popen[bytes]
     data_dir: Path
     port: int
     metrics_port: int = 0
     output: list[str] = field(default_factory=list)
+    since: bytes = b""
 
     @property
     def url(self) -> str:
@@ -37,18 +39,23 @@ class Proxy:
     def ca(self) -> Path:
         return self.data_dir / "ca" / "mitmproxy-ca-cert.pem"
 
+    def from_now(self) -> "Proxy":
+        """The same proxy, for a test that is only about what happens from now on."""
+        time.sleep(0.002)  # ids order events of different processes by the millisecond
+        return replace(self, since=ids.new_id())
+
     async def events(self) -> list[Any]:
-        """Every event in the journal, heartbeats left out."""
-        return [event for event in await read_events(self.data_dir) if not isinstance(event, events.NodeStatus)]
+        """The events in the journal, heartbeats left out."""
+        found = await read_events(self.data_dir)
+        return [e for e in found if not isinstance(e, events.NodeStatus) and e.event_id > self.since]
 
     async def until(self, enough: Callable[[list[Any]], bool]) -> list[Any]:
         """The events as soon as they are `enough`."""
         return await until(self.events, enough)
 
-    async def stop(self) -> int:
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.process.wait(), 20)
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(20)
 
 
 async def until[T](read: Callable[[], Any], enough: Callable[[T], bool]) -> T:
@@ -103,17 +110,17 @@ def environment(**extra: str) -> dict[str, str]:
 @contextlib.asynccontextmanager
 async def capture(data_dir: Path, *arguments: str, **env: str) -> AsyncIterator[Proxy]:
     """`megido capture` on free ports."""
-    proxy = await start(data_dir, *arguments, **env)
+    proxy = await asyncio.to_thread(start, data_dir, *arguments, **env)
     try:
         yield proxy
     finally:
-        await proxy.stop()
+        await asyncio.to_thread(proxy.stop)
 
 
-async def start(data_dir: Path, *arguments: str, port: int = 0, **env: str) -> Proxy:
+def start(data_dir: Path, *arguments: str, port: int = 0, **env: str) -> Proxy:
     command = [sys.executable, "-m", "megido_capture", "--data-dir", str(data_dir), "--listen-port", str(port)]
     command += ["--metrics-port", "0", "--no-forwarder", *arguments]
-    return await _started(command, data_dir, re.compile(r"proxy on \S+?:(\d+)\b.*metrics on \S+:(\d+)"), env)
+    return _started(command, data_dir, re.compile(r"proxy on \S+?:(\d+)\b.*metrics on \S+:(\d+)"), env)
 
 
 @contextlib.asynccontextmanager
@@ -125,42 +132,39 @@ async def mitm(tool: str, data_dir: Path, *options: str, **env: str) -> AsyncIte
     if tool == "mitmweb":
         command += ["--no-web-open-browser", "--web-port", "0"]
     ready = re.compile(r"listening at 127\.0\.0\.1:(\d+)\.")
-    proxy = await _started(command, data_dir, ready, env | {"PYTHONUNBUFFERED": "1"})
+    proxy = await asyncio.to_thread(_started, command, data_dir, ready, env | {"PYTHONUNBUFFERED": "1"})
     try:
         yield proxy
     finally:
-        await proxy.stop()
+        await asyncio.to_thread(proxy.stop)
 
 
-async def _started(command: list[str], data_dir: Path, ready: re.Pattern[str], env: dict[str, str]) -> Proxy:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+def _started(command: list[str], data_dir: Path, ready: re.Pattern[str], env: dict[str, str]) -> Proxy:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env=environment(**env),
         cwd=ROOT,
     )
     assert process.stdout is not None
     lines: list[str] = []
-    async with asyncio.timeout(DEADLINE):
-        while line := (await process.stdout.readline()).decode(errors="replace"):
-            lines.append(line)
+    threading.Thread(target=_collect, args=(process.stdout, lines), daemon=True).start()
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        for line in list(lines):
             if found := ready.search(line):
-                ports = [int(port) for port in found.groups()]
-                proxy = Proxy(process, data_dir, *ports, output=lines)
-                task = asyncio.create_task(_collect(process.stdout, lines))
-                _COLLECTORS.add(task)
-                task.add_done_callback(_COLLECTORS.discard)
-                return proxy
-    raise AssertionError(f"not started (exit code {await process.wait()}):\n{''.join(lines)}")
+                return Proxy(process, data_dir, *(int(port) for port in found.groups()), output=lines)
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"not started (exit code {process.wait()}):\n{''.join(lines)}")
 
 
-_COLLECTORS: set[asyncio.Task[None]] = set()
-
-
-async def _collect(stream: asyncio.StreamReader, lines: list[str]) -> None:
-    while line := await stream.readline():
+def _collect(stream: IO[bytes], lines: list[str]) -> None:
+    for line in stream:
         lines.append(line.decode(errors="replace"))
 
 

@@ -26,7 +26,7 @@ async def test_http_exchange_is_recorded_as_it_crossed_the_wire(proxy: Proxy, up
     assert (b"X-Two", b"1") in received and (b"x-two", b"2") in received
     assert (flow.client.ip, flow.server.ip, flow.server.port) == ("127.0.0.1", "127.0.0.1", upstream.port)
     assert flow.timing.connect_us >= 0 and 0 <= flow.timing.first_byte_us <= flow.timing.response_us
-    assert (flow.node, flow.seq, flow.source_app) == ("capture-0", 1, "browser")
+    assert (flow.node, flow.source_app) == ("capture-0", "browser") and flow.seq > 0
 
 
 async def test_a_reused_connection_reports_its_connect_time_once(proxy: Proxy, upstream: Upstream) -> None:

@@ -41,7 +41,8 @@ class Upstream:
         self.bodies.append(body)
         path = head.split(b" ", 2)[1].decode("latin-1")
         name, _, argument = path.strip("/").partition("/")
-        return bool(await getattr(self, f"do_{name.partition('?')[0] or 'plain'}")(writer, argument, head, body))
+        behave = getattr(self, f"do_{name.partition('?')[0]}", self.do_plain)
+        return bool(await behave(writer, argument, head, body))
 
     async def do_plain(self, writer: asyncio.StreamWriter, argument: str, head: bytes, body: bytes) -> bool:
         answer = b'{"answer": "' + argument.encode() + b'"}'
