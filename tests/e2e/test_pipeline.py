@@ -143,17 +143,17 @@ def refused_port() -> int:
         return int(unused.getsockname()[1])
 
 
+def errors_of(stack: Stack, marker: str) -> list[dict[str, Any]]:
+    found = stack.get("/proxy/api/errors/list/?limit=1000")[1]["errors"]
+    return [error for error in found if marker in error["url"]]
+
+
 def failed(stack: Stack, url: str, marker: str, error_type: str) -> None:
     answer = stack.curl("-o", "/dev/null", "-w", "%{http_code} %{http_connect}", url, check=False)
     assert "502" in answer.stdout, answer
     listed = stack.wait_for(marker)[0]
     assert listed["status_code"] is None
-
-    def errors() -> list[dict[str, Any]]:
-        found = stack.get("/proxy/api/errors/list/?limit=1000")[1]["errors"]
-        return [error for error in found if marker in error["url"]]
-
-    found = until(errors, f"the error for {marker}")
+    found = until(lambda: errors_of(stack, marker), f"the error for {marker}")
     assert [(error["error_type"], error["request_id"]) for error in found] == [(error_type, listed["id"])]
     assert found[0]["error_message"]
     assert len(rows_in_postgres(stack, marker)) == 1
@@ -165,7 +165,14 @@ def test_upstream_refuses(stack: Stack, refused_port: int) -> None:
 
 
 def test_upstream_refuses_a_tunnel(stack: Stack, refused_port: int) -> None:
-    failed(stack, f"https://127.0.0.1:{refused_port}/", f"127.0.0.1:{refused_port}", "CONNECTION_RESET")
+    """There is no request yet, so no flow: an error of its own."""
+    place = f"127.0.0.1:{refused_port}"
+    answer = stack.curl("-o", "/dev/null", "-w", "%{http_connect}", f"https://{place}/", check=False)
+    assert answer.stdout == "502"
+    found = until(lambda: errors_of(stack, place), f"the error for {place}")
+    assert [(error["error_type"], error["request_id"]) for error in found] == [("CONNECTION_RESET", None)]
+    stack.wait_for_log("errors", place)
+    assert stack.requests(place) == []
 
 
 def test_upstream_times_out(stack: Stack) -> None:
