@@ -71,7 +71,7 @@ class DataDir:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another thread of ours may probe at the same time
         except OSError as error:
             raise ConfigurationError(
                 f"data directory {self.root} cannot be written ({error.strerror}); "
