@@ -98,7 +98,7 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    fields = [{"field": _field(found["loc"]), "problem": _message(found)} for found in error.errors()]
+    fields = [{"field": _field(found), "problem": _message(found)} for found in error.errors()]
     summary = "; ".join(f"{entry['field']}: {entry['problem']}" for entry in fields)
     return Problem(400, "invalid", summary, fields=fields).response()
 
@@ -108,10 +108,12 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
     return Problem(500, "internal", "the server failed; its log says why").response()
 
 
-def _field(location: tuple[str | int, ...]) -> str:
-    """`("query", "limit")` is `limit`; `("body", "headers", "x")` is `headers.x`; the whole body is `body`."""
-    inner = [part for part in location[1:] if not (location[0] == "body" and isinstance(part, int))]
-    return ".".join(str(part) for part in inner) or str(location[0])
+def _field(found: Mapping[str, Any]) -> str:
+    """`("query", "limit")` is `limit`; `("body", "apps", 0)` is `apps.0`; the whole body is `body`."""
+    where, *inner = found["loc"]
+    if found["type"] == "json_invalid":
+        return str(where)  # `inner` is a position in the text
+    return ".".join(str(part) for part in inner) or str(where)
 
 
 def _message(found: Mapping[str, Any]) -> str:
