@@ -12,6 +12,10 @@ STOP_ORDER = (CAPTURE, REPLAYER, FORWARDER, INGEST, API)
 """What makes events, what carries them, what stores them, what shows them; Postgres last."""
 
 
+LAGS = {FORWARDER: "megido_forwarder_lag_", INGEST: "megido_ingest_lag_"}
+"""Who carries a backlog, and what its metrics are called."""
+
+
 def specs(options: UpOptions) -> list[Spec]:
     makers: dict[str, Callable[[UpOptions], Spec]] = {
         CAPTURE: _capture,
@@ -65,4 +69,9 @@ def _api(options: UpOptions) -> Spec:
 
 
 def _forwarder(options: UpOptions) -> Spec:
-    return Spec(FORWARDER, "megido_shared.bus.forwarder", lambda _: _common(options), lambda: 0)
+    return Spec(
+        FORWARDER,
+        "megido_shared.bus.forwarder",
+        lambda port: [*_common(options), "--metrics-port", str(port)],
+        lambda: free_port(9460),
+    )

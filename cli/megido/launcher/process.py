@@ -55,10 +55,6 @@ class Child:
     def exit_code(self) -> int | None:
         return None if self._process is None else self._process.poll()
 
-    def steady(self, seconds: float) -> bool:
-        """Whether it has been running for so long."""
-        return time.monotonic() - self._began >= seconds
-
     def start(self) -> None:
         self._forget()
         if self.log.exists() and self.log.stat().st_size > _KEEP_LOG:
@@ -93,8 +89,6 @@ class Child:
 
     def missing(self) -> str:
         """Why it is not ready; "" when it is."""
-        if not self.port:
-            return ""
         try:
             with _opener.open(f"http://127.0.0.1:{self.port}/readyz", timeout=1.0) as answer:
                 answer.read()

@@ -11,7 +11,7 @@ from types import FrameType
 from megido.launcher import screen
 from megido.launcher.checks import Children, Lock, check_port
 from megido.launcher.options import UpOptions
-from megido.launcher.plan import API, CAPTURE, FORWARDER, INGEST, STOP_ORDER, specs
+from megido.launcher.plan import API, CAPTURE, INGEST, LAGS, STOP_ORDER, specs
 from megido.launcher.process import Child
 from megido.terminal import note, safe_line, write
 from megido_shared.db.embedded import EmbeddedPostgres
@@ -23,8 +23,7 @@ _STOP_SECONDS = 15.0
 _HASTY_SECONDS = 3.0
 _DRAIN_SECONDS = 10.0
 _LAG_SAMPLE_SECONDS = 1.2
-"""Ingest looks at its lag every second: only then is the figure younger than the last event."""
-_FORWARDER_STEADY_SECONDS = 0.5
+"""Lags are looked at every second: only then is the figure younger than the last event."""
 
 
 class _Stop(Exception):
@@ -101,9 +100,13 @@ class Launcher:
         if any(descriptor == self._wake for descriptor, _ in poll.poll(max(0.0, seconds) * 1000)):
             os.read(self._wake, 64)
 
-    def _check_stop(self) -> None:
+    def _check(self) -> None:
+        """While things are being started: nobody wants a stop, and nobody has failed."""
         if self._stops:
             raise _Stop
+        for child in self._children.values():
+            if not child.running:
+                raise _could_not_start(child)
 
     # Starting
 
@@ -114,7 +117,7 @@ class Launcher:
         logs = self._options.common.data_dir.service_logs
 
         def start(name: str, more: dict[str, str]) -> None:
-            self._check_stop()
+            self._check()
             if name in plan:
                 child = self._children[name] = Child(plan[name], logs / f"{name}.log", environment | more)
                 child.start()
@@ -127,7 +130,7 @@ class Launcher:
             if self._postgres is not None:
                 url = self._postgres.start()
                 self._remember()
-            self._check_stop()
+            self._check()
             self._migrate(url)
             database = {"MEGIDO_DATABASE_URL": url}
         for name in (INGEST, API, *(name for name in plan if name not in (CAPTURE, INGEST, API))):
@@ -137,7 +140,7 @@ class Launcher:
         from megido.migrating import create_topics, migrate_schema  # noqa: PLC0415 - slow to load; capture starts first
 
         migrate_schema(url)
-        self._check_stop()
+        self._check()
         create_topics(Common(self._options.common.data_dir, self._options.common.kafka, url))
 
     def _remember(self) -> None:
@@ -151,12 +154,8 @@ class Launcher:
         deadline = time.monotonic() + _READY_SECONDS
         reasons: dict[str, str] = {}
         while waiting:
-            self._check_stop()
+            self._check()
             for name, child in list(waiting.items()):
-                if not child.running:
-                    raise _could_not_start(child)
-                if name == FORWARDER and not child.steady(_FORWARDER_STEADY_SECONDS):
-                    continue
                 reasons[name] = child.missing()
                 if not reasons[name]:
                     del waiting[name]
@@ -216,8 +215,8 @@ class Launcher:
             child = self._children.get(name)
             if child is None:
                 continue
-            if name == INGEST and child.running and not self._hasty:
-                self._drain(child)
+            if name in LAGS:
+                self._drain(child, LAGS[name])
             self._end(child)
         if self._postgres is not None:
             self._postgres.stop(patience=_HASTY_SECONDS if self._hasty else 10.0)
@@ -228,10 +227,12 @@ class Launcher:
         """A second signal: whoever sends it does not want to wait. Nothing is lost, the journals keep it."""
         return self._stops > 1
 
-    def _drain(self, ingest: Child) -> None:
+    def _drain(self, child: Child, metric: str) -> None:
+        """Until its backlog is gone. One that cannot work now is not waited for: the journals keep it."""
         begun = time.monotonic()
-        while time.monotonic() - begun < _DRAIN_SECONDS and ingest.running and not self._hasty:
-            if time.monotonic() - begun >= _LAG_SAMPLE_SECONDS and not ingest.metric_sum("megido_ingest_lag_"):
+        while child.running and not self._hasty and not child.missing():
+            waited = time.monotonic() - begun
+            if waited >= _DRAIN_SECONDS or (waited >= _LAG_SAMPLE_SECONDS and not child.metric_sum(metric)):
                 return
             self._wait(0.1)
 

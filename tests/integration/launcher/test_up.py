@@ -274,3 +274,56 @@ def test_children_are_known_by_more_than_their_pid(tmp_path: Path) -> None:
     (data_dir.run / "children.json").write_text(json.dumps({str(os.getpid()): "1"}))
     Children(data_dir).wait_for_orphans()  # somebody else has that pid now: us
     assert not (data_dir.run / "children.json").exists()
+
+
+@pytest.mark.kafka
+def test_on_kafka_one_forwarder_ships_everything(stack: Stack, site: str, kafka: str) -> None:
+    stack.kafka = kafka
+    stack.start()
+    assert f"Kafka at {kafka}" in stack.screen()
+    through_proxy(stack, f"{site}/shipped")
+    stack.wait_for("/shipped")
+    assert sum("bus.forwarder" in command for command in processes(stack).values()) == 1
+    through_proxy(stack, f"{site}/last")
+    assert stack.stop() == 0
+    assert not processes(stack)
+    stack.start()
+    assert len(stack.requests("/last")) == 1, "it was stored, or waits on Kafka or in the journal"
+    assert stack.stop() == 0
+
+
+def test_the_commands_over_a_running_stack(stack: Stack, site: str) -> None:
+    stack.start()
+    through_proxy(stack, f"{site}/one?a=1")
+    through_proxy(stack, f"{site}/two")
+    first, second = (stack.wait_for(part)[0]["id"] for part in ("/one", "/two"))
+
+    listed = stack.run("list", "--url", "/one", "--method", "get", "--limit", "5").stdout.splitlines()
+    assert listed[0].split() == ["ID", "TIME", "METHOD", "STATUS", "MS", "SIZE", "PROTOCOL", "SOURCE", "URL"]
+    assert len(listed) == 2
+    assert listed[1].endswith(f"{site}/one?a=1")
+    documents = [json.loads(line) for line in stack.run("list", "--json").stdout.splitlines()]
+    assert [document["id"] for document in documents] == [second, first]
+    assert [json.loads(line)["id"] for line in stack.run("search", "two", "--json").stdout.splitlines()] == [second]
+
+    shown = stack.run("show", str(first)).stdout
+    for expected in (f"{site}/one?a=1", "GET", "HTTP", "127.0.0.1", "Response  200", "hello", "Content-Length: 5"):
+        assert expected in shown
+
+    replayed = stack.run("replay", str(first)).stdout
+    assert "→ 200 in " in replayed and "5 bytes" in replayed
+    other = stack.run("replay", str(first), "--target-url", f"{site}/other", "--verbose").stdout
+    assert f"{site}/other" in other and "Content-Length: 5" in other and "hello" in other
+
+    done = stack.run("replay-range", str(first), str(second), "--delay", "0")
+    assert len(done.stdout.splitlines()) == 2
+    assert "2 replayed, 0 failed" in done.stderr
+
+    for command in ("show", "replay"):
+        unknown = stack.run(command, "999999", check=False)
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert unknown.stderr == "megido: no request has the id 999999; see: megido list\n"
+    assert stack.run("replay-range", "900000", "900001", check=False).returncode == 1
+    failed = stack.run("replay", str(first), "--target-url", f"http://127.0.0.1:{free_port()}", check=False)
+    assert failed.returncode == 1
+    assert "refused" in failed.stdout
