@@ -49,8 +49,9 @@ def _capture(options: UpOptions) -> Spec:
         *("--listen-port", str(options.proxy_port)),
         *("--api-url", f"http://127.0.0.1:{options.api_port}"),
     ]
-    if options.common.kafka:
-        arguments.append("--no-forwarder")  # one forwarder serves every journal of the data directory
+    if options.common.kafka or options.runs(INGEST):
+        # With Kafka one forwarder of ours ships every journal; without, ingest reads them where they are.
+        arguments.append("--no-forwarder")
     # The user's own come last, so that they win.
     return _service(CAPTURE, 9490, [*arguments, *options.capture_arguments])
 
@@ -60,7 +61,8 @@ def _ingest(options: UpOptions) -> Spec:
 
 
 def _replayer(options: UpOptions) -> Spec:
-    return _service(REPLAYER, 9480, _common(options))
+    shipped = ["--no-forwarder"] if options.common.kafka else []
+    return _service(REPLAYER, 9480, [*_common(options), *shipped])
 
 
 def _api(options: UpOptions) -> Spec:
