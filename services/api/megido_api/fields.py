@@ -2,12 +2,12 @@
 
 import base64
 import binascii
+import json
 import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import msgspec
 from fastapi import Query
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
@@ -78,8 +78,8 @@ def _to_pairs(value: Any) -> list[tuple[bytes, bytes]]:
         if not value.strip():
             return []
         try:
-            value = msgspec.json.decode(value.encode("utf-8", "replace"))
-        except (msgspec.DecodeError, RecursionError) as error:
+            value = json.loads(value)  # unlike msgspec it takes lone surrogates, and so does a header
+        except (ValueError, RecursionError) as error:
             raise ValueError("must be an object, or the JSON text of one") from error
     if value is None:
         return []

@@ -80,7 +80,7 @@ async def of_posted(event: events.FlowStarted) -> dict[str, Any]:
     pairs = events.unpack_headers(request.headers)
     found = {
         "id": event.posted_id,
-        "method": text_of(request.method),
+        "method": _stored_text(request.method),
         "url": posted_url(request),
         "timestamp": iso(event.time_us),
         "host": request.host,
@@ -88,7 +88,7 @@ async def of_posted(event: events.FlowStarted) -> dict[str, Any]:
         "source_ip": event.client.ip,
         "protocol": request.scheme.upper(),
         "request_size": request.body.size,
-        "user_agent": next((text_of(value) for name, value in pairs if name.lower() == b"user-agent"), ""),
+        "user_agent": next((_stored_text(value) for name, value in pairs if name.lower() == b"user-agent"), ""),
         "is_replay": False,
         "original_request_id": None,
         "flow_id": uuid.UUID(bytes=event.flow_id),
@@ -113,7 +113,12 @@ def posted_url(request: events.Request) -> str:
     usual = {"http": 80, "ws": 80, "https": 443, "wss": 443}
     host = f"[{request.host}]" if ":" in request.host else request.host
     port = "" if usual.get(request.scheme) == request.port else f":{request.port}"
-    return f"{request.scheme}://{host}{port}{text_of(request.target)}"
+    return f"{request.scheme}://{host}{port}{_stored_text(request.target)}"
+
+
+def _stored_text(raw: bytes) -> str:
+    """As ingest will store it: a text column holds no NUL."""
+    return text_of(raw).replace("\0", "%00")
 
 
 def milliseconds(us: int | None) -> float | None:

@@ -129,7 +129,9 @@ def _kept(raw: bytes) -> events.FlowStarted:
     return event
 
 
-@router.get("/requests/{reference}/body", summary="The request's body, byte for byte", responses=_BYTES)
+@router.get(
+    "/requests/{reference}/body", summary="The request's body, byte for byte", response_class=Response, responses=_BYTES
+)
 async def get_request_body(state: StateDep, reference: Reference) -> Response:
     """As it crossed the wire, content coding kept, as an attachment."""
     found, _ = await _load(state, reference)
@@ -141,7 +143,12 @@ async def get_request_body(state: StateDep, reference: Reference) -> Response:
     )
 
 
-@router.get("/requests/{reference}/response/body", summary="The response's body, byte for byte", responses=_BYTES)
+@router.get(
+    "/requests/{reference}/response/body",
+    summary="The response's body, byte for byte",
+    response_class=Response,
+    responses=_BYTES,
+)
 async def get_response_body(state: StateDep, reference: Reference) -> Response:
     """As it crossed the wire, content coding kept, as an attachment."""
     found, _ = await _load(state, reference)

@@ -1,9 +1,9 @@
 """`/livez`, `/readyz`, `/metrics`."""
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from megido_api.problems import ErrorAnswer, Problem, unavailable
@@ -13,16 +13,20 @@ from megido_shared.errors import Unavailable
 router = APIRouter(tags=["health"])
 
 _BUS_TIMEOUT_S = 1.5
-_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-@router.get("/livez", summary="Whether the process runs", responses=_TEXT)
+@router.get("/livez", summary="Whether the process runs", response_class=PlainTextResponse)
 async def livez() -> Response:
     """Says nothing about what the process depends on."""
-    return Response("ok\n", media_type="text/plain")
+    return PlainTextResponse("ok\n")
 
 
-@router.get("/readyz", summary="Whether requests can be answered", responses=_TEXT | {503: {"model": ErrorAnswer}})
+@router.get(
+    "/readyz",
+    summary="Whether requests can be answered",
+    response_class=PlainTextResponse,
+    responses={503: {"model": ErrorAnswer}},
+)
 async def readyz(state: StateDep) -> Response:
     """503 names what is missing: Postgres, its migrations, or the bus."""
     missing = await not_ready(state)
@@ -30,7 +34,7 @@ async def readyz(state: StateDep) -> Response:
         problem = unavailable("; ".join(missing), "not_ready")
         problem.details["missing"] = missing
         raise problem
-    return Response("ready\n", media_type="text/plain")
+    return PlainTextResponse("ready\n")
 
 
 async def not_ready(state: State) -> list[str]:
@@ -56,6 +60,6 @@ async def _bus(state: State) -> str:
     return ""
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", responses=_TEXT)
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(state: StateDep) -> Response:
     return Response(generate_latest(state.registry), media_type=CONTENT_TYPE_LATEST)
