@@ -192,17 +192,21 @@ def _run(port: int, data: Path) -> int:
     fetch()
     node = Node(data, port=port)
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        node.stop()
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         node.start()
         print(f"Kafka listens on {node.bootstrap}; data and node.log in {data}; Ctrl-C stops it", flush=True)
         node.wait()
     except KeyboardInterrupt:
+        pass
+    finally:
         node.stop()
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Stopping in the handler itself would wait inside a wait."""
+    raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
