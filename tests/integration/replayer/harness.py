@@ -54,18 +54,12 @@ class World:
         return [ids.to_uuid(flow.flow_id) for flow in flows]
 
     async def store_request(self, port: int, method: bytes = b"GET", target: bytes = b"/", **fields: Any) -> uuid.UUID:
-        headers = fields.pop("headers", [(b"Host", b"127.0.0.1:%d" % port)])
-        request = a_request(
-            method=method,
-            scheme=fields.pop("scheme", "http"),
-            host=fields.pop("host", "127.0.0.1"),
-            port=port,
-            target=target,
-            headers=events.pack_headers(headers),
-            **fields,
-        )
-        (flow_id,) = await self.store(a_completed_flow(request=request))
+        (flow_id,) = await self.store(captured(port, method, target, **fields))
         return flow_id
+
+    async def store_requests(self, port: int, count: int, method: bytes = b"GET") -> list[uuid.UUID]:
+        """Requests of /0, /1, … in this order."""
+        return await self.store(*(captured(port, method, b"/%d" % number) for number in range(count)))
 
     # Jobs
 
@@ -100,9 +94,14 @@ class World:
             row = sql.execute("SELECT state FROM replay_jobs WHERE job_id = %s", (job_id,)).fetchone()
         return str(row[0])
 
-    def set_job_state(self, job_id: uuid.UUID, state: str) -> None:
-        with self.sql() as sql:
-            sql.execute("UPDATE replay_jobs SET state = %s, updated_at = now() WHERE job_id = %s", (state, job_id))
+    async def change(self, statement: str, *values: Any) -> None:
+        """An update in a thread: it may have to wait for a lock of the service, which runs in this one."""
+
+        def work() -> None:
+            with self.sql() as sql:
+                sql.execute(statement, values)
+
+        await asyncio.to_thread(work)
 
     async def ended(self, job_id: uuid.UUID, seconds: float = 20.0) -> list[Any]:
         """The items once all of them are in a final state."""
@@ -139,6 +138,13 @@ class World:
         await engine.dispose()
         assert flow is not None
         return flow
+
+
+def captured(port: int, method: bytes, target: bytes, **fields: Any) -> events.FlowCompleted:
+    """A flow to the target on this machine, with only a Host header unless said otherwise."""
+    headers = fields.pop("headers", [(b"Host", b"127.0.0.1:%d" % port)])
+    known = {"scheme": "http", "host": "127.0.0.1", "port": port, "method": method, "target": target}
+    return a_completed_flow(request=a_request(**(known | fields), headers=events.pack_headers(headers)))
 
 
 _groups = itertools.count()
