@@ -44,13 +44,15 @@ _log = logging.getLogger(__name__)
 
 def create_app(settings: Settings, *, bus: Bus | None = None) -> FastAPI:
     """Nothing is connected until the application's lifespan starts; Postgres and the bus may be away then, and
-    at any time later. `bus` is another one than the settings name; it stays the caller's to close."""
+    at any time later. `bus` is another one than the settings name; it stays the caller's to close. Raises
+    ConfigurationError."""
     settings.check()
+    opened = bus or open_bus(settings.common)
     registry = CollectorRegistry()
     app = FastAPI(
         title="Megido",
         summary="The history of an intercepting proxy: search it, replay it, change what it injects.",
-        lifespan=lambda app: _running(app, settings, registry, bus),
+        lifespan=lambda app: _running(app, settings, registry, opened, close_bus=bus is None),
         generate_unique_id_function=_operation_id,
         docs_url="/docs",
         redoc_url=None,
@@ -76,7 +78,7 @@ async def _to_docs() -> RedirectResponse:
 
 @asynccontextmanager
 async def _running(
-    app: FastAPI, settings: Settings, registry: CollectorRegistry, given: Bus | None
+    app: FastAPI, settings: Settings, registry: CollectorRegistry, bus: Bus, *, close_bus: bool
 ) -> AsyncIterator[None]:
     engine = create_engine(
         settings.common.database_url,
@@ -85,7 +87,6 @@ async def _running(
         **_POOL,
     )
     database = Database(engine, connect_s=settings.connect_timeout_s, statement_s=settings.statement_timeout_s)
-    bus = given or open_bus(settings.common)
 
     def producer() -> Coroutine[Any, Any, Producer]:
         return bus.producer("api")
@@ -114,7 +115,7 @@ async def _running(
             task.cancel()
         await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
         await database.close(_CLOSE_TIMEOUT_S)
-        if given is None:
+        if close_bus:
             await asyncio.wait([asyncio.create_task(bus.close())], timeout=_CLOSE_TIMEOUT_S)
 
 

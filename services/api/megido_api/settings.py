@@ -3,6 +3,7 @@
 import ipaddress
 from dataclasses import dataclass
 
+from megido_shared.db.connect import parse_url
 from megido_shared.errors import ConfigurationError
 from megido_shared.settings import Common
 
@@ -20,7 +21,7 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     token: str = ""
     statement_timeout_s: float = 5.0
-    connect_timeout_s: float = 1.7
+    connect_timeout_s: float = 1.2
     max_body_bytes: int = 32 << 20
     max_connections: int = 512
 
@@ -38,6 +39,7 @@ class Settings:
         """Raises ConfigurationError, in one line, on settings that cannot work or would be unsafe."""
         if not self.common.database_url:
             raise ConfigurationError("no database: give --database-url or set MEGIDO_DATABASE_URL")
+        parse_url(self.common.database_url)
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"--port must be between 0 and 65535, not {self.port}")
         if self.token_required and not self.token:
