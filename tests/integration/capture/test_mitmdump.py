@@ -161,7 +161,7 @@ async def test_stop_waits_for_open_flows(tmp_path: Path, upstream: Upstream) -> 
     upstream.release.clear()
     async with mitm("mitmdump", tmp_path / "data") as proxy:
         pending = asyncio.create_task(curl(proxy, f"http://127.0.0.1:{upstream.port}/close/5000"))
-        await until(_value(upstream.seen), lambda seen: bool(seen))
+        await until(_value(upstream.seen), bool)
         proxy.process.terminate()
         await asyncio.sleep(0.3)
         upstream.release.set()
