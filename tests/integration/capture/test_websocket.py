@@ -80,10 +80,12 @@ async def test_conversation(proxy: Proxy, authority: trustme.CA, scheme: str) ->
 
 
 async def test_compressed_messages_are_recorded_as_sent(proxy: Proxy) -> None:
-    async with echoing() as port:
-        async with connect(f"ws://127.0.0.1:{port}/", proxy=proxy.url, compression="deflate") as client:
-            await client.send("x" * 10_000)
-            await client.recv()
+    async with (
+        echoing() as port,
+        connect(f"ws://127.0.0.1:{port}/", proxy=proxy.url, compression="deflate") as client,
+    ):
+        await client.send("x" * 10_000)
+        await client.recv()
     found = await proxy.until(lambda events: any(m.message_type == "CLOSE" for m in messages(events)))
     assert [m.size for m in messages(found)] == [10_000, 10_000, 0]
 

@@ -1,0 +1,44 @@
+"""A journal in memory and a node's parts around it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from megido_capture.counters import Counters
+from megido_capture.emitter import Emitter
+from megido_capture.recorder import Recorder
+from megido_capture.state import Registry
+from megido_shared import events
+from megido_shared.testing import FakeClock
+
+
+@dataclass
+class MemoryJournal:
+    node: str = "capture-0"
+    epoch: bytes = bytes(16)
+    dropped: int = 0
+    dropped_terminal: int = 0
+    records: list[Any] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    broken: bool = False
+    seq: int = 0
+
+    def next_seq(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def append(self, topic: str, key: bytes, value: bytes, seq: int = 0) -> bool:
+        if self.broken:
+            raise OSError("disk")
+        self.sizes.append(len(value))
+        self.records.append(events.decode(value))
+        return True
+
+
+class Parts:
+    def __init__(self, cap: int = 1000) -> None:
+        self.journal = MemoryJournal()
+        self.counters = Counters()
+        self.registry = Registry()
+        self.emitter = Emitter(self.journal, "browser")
+        self.clock = FakeClock()
+        self.recorder = Recorder(self.emitter, self.registry, self.counters, self.clock, cap)

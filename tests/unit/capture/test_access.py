@@ -1,0 +1,154 @@
+"""The decision on credentials and addresses, and that doubt denies."""
+
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from mitmproxy.connection import Client
+from mitmproxy.test import tflow
+
+from megido_capture.access import Access, check, check_listeners, is_loopback
+from megido_capture.owndoor import OwnDoor
+from megido_capture.settings import CaptureSettings, defaults_from_env
+from megido_shared.errors import ConfigurationError
+from megido_shared.events import AuthAttempted
+from tests.unit.capture.fakes import Parts
+
+TOKEN = "tökén:x"
+
+
+def basic(text: str) -> str:
+    return "Basic " + b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("given", "username", "accepted"),
+    [
+        (f"Bearer {TOKEN}", "", True),
+        (f"bearer  {TOKEN}", "", True),
+        (basic(f"anna:{TOKEN}"), "anna", True),
+        (basic(f":{TOKEN}"), "", True),
+        (basic(TOKEN), "tökén", False),
+        (basic("anna:"), "anna", False),
+        ("Basic", "", False),
+        ("Basic ====", "", False),
+        ("Bearer", "", False),
+        ("Digest x", "", False),
+        ("", "", False),
+        (None, "", False),
+        (b"Basic \xff".decode("latin-1"), "", False),
+    ],
+)
+def test_check(given: str | None, username: str, accepted: bool) -> None:
+    found, reason = check(given, TOKEN)
+    assert (found, not reason) == (username, accepted)
+
+
+class Broken(dict[str, Any]):
+    def get(self, *_: Any) -> Any:
+        raise RuntimeError("bug")
+
+
+def access(parts: Parts, closed: list[bytes] | None = None, **settings: Any) -> Access:
+    made = CaptureSettings(auth_required=True, auth_token=TOKEN, **settings)
+    close_with = lambda client, data: (closed if closed is not None else []).append(data)  # noqa: E731
+    return Access(parts.emitter, parts.registry, parts.counters, parts.clock, made, close_with=close_with)
+
+
+@pytest.mark.parametrize("hook", ["http_connect", "requestheaders"])
+def test_its_own_failure_denies(hook: str) -> None:
+    parts, flow = Parts(), tflow.tflow()
+    guard = access(parts)
+    parts.registry.clients = Broken()
+    getattr(guard, hook)(flow)
+    assert flow.response is not None and flow.response.status_code == 407
+    assert flow.id in parts.registry.refused and parts.counters["hook_errors:access"] == 1
+
+
+def test_refused_large_upload_is_killed_and_never_streamed() -> None:
+    parts, flow, closed = Parts(), tflow.tflow(), list[bytes]()
+    flow.live = True
+    flow.request.stream = True
+    flow.request.headers["Content-Length"] = "5000000"
+    access(parts, closed).requestheaders(flow)
+    assert flow.error is not None and flow.response is None and flow.request.stream is False
+    assert closed[0].startswith(b"HTTP/1.1 407 ") and closed[0].count(b"Proxy-Authenticate") == 2
+    parts.recorder.open(flow)
+    [event] = parts.journal.records
+    assert isinstance(event, AuthAttempted) and not event.success and not parts.registry.flows
+
+
+@pytest.mark.parametrize(
+    ("peer", "served"),
+    [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.1", False), ("::ffff:10.0.0.1", False)],
+)
+def test_only_this_machine_while_nobody_named_a_host(peer: str, served: bool) -> None:
+    guard = access(Parts())
+    guard.loopback_only = True
+    client = Client(peername=(peer, 1), sockname=("", 0))
+    guard.client_connected(client)
+    assert (client.error is None) is served
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "localhost", "::1", "[::1]")),
+        *((host, False) for host in ("0.0.0.0", "::", "example.org", "10.0.0.1", "")),
+    ],
+)
+def test_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("modes", "host", "auth", "refused"),
+    [
+        (["regular"], "127.0.0.1", False, False),
+        (["regular"], "", False, False),
+        (["regular"], "0.0.0.0", False, True),
+        (["regular"], "0.0.0.0", True, False),
+        (["regular@10.0.0.1:8080"], "127.0.0.1", False, True),
+        (["reverse:http://h@127.0.0.1:1"], "", True, True),
+        (["upstream:http://h:1"], "::1", True, False),
+        (["wireguard"], "0.0.0.0", False, False),
+    ],
+)
+def test_listeners(modes: list[str], host: str, auth: bool, refused: bool) -> None:
+    settings = CaptureSettings(auth_required=auth, auth_token="t")
+    if refused:
+        with pytest.raises(ConfigurationError):
+            check_listeners(settings, modes, host)
+    else:
+        check_listeners(settings, modes, host)
+
+
+@pytest.mark.parametrize(
+    ("api_url", "address", "refused"),
+    [
+        ("http://localhost:8000", ("127.0.0.1", 8000), True),
+        ("http://localhost:8000", ("::1", 8000), True),
+        ("http://localhost:8000", ("0.0.0.0", 8000), True),
+        ("http://localhost:8000", ("127.0.0.1", 8001), False),
+        ("http://localhost:8000", ("example.org", 8000), False),
+        ("https://api.example.org", ("api.example.org", 443), True),
+        ("https://api.example.org", ("127.0.0.1", 443), False),
+    ],
+)
+def test_own_door(api_url: str, address: tuple[str, int], refused: bool) -> None:
+    from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+    flow = tflow.tflow()
+    server = flow.server_conn.copy()
+    server.state = type(server.state).CLOSED
+    server.address = address
+    OwnDoor(api_url).server_connect(ServerConnectionHookData(server=server, client=flow.client_conn))
+    assert bool(server.error) is refused
+
+
+def test_settings_from_the_environment() -> None:
+    env = {"PROXY_API_URL": "http://x", "PROXY_AUTH_TOKEN": "t", "PROXY_MAX_BODY_SIZE": "7", "PROXY_LOG_DIR": "/x"}
+    assert defaults_from_env(env) == {"api_url": "http://x", "auth_token": "t", "max_body_size": 7}
+    assert defaults_from_env({"PROXY_MAX_BODY_SIZE": ""}) == {}
+    with pytest.raises(ConfigurationError, match="PROXY_MAX_BODY_SIZE"):
+        defaults_from_env({"PROXY_MAX_BODY_SIZE": "1 MB"})
