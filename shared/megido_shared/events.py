@@ -274,13 +274,18 @@ class ReplayFlows(Event, tag="ReplayFlows", kw_only=True, frozen=True):
 
 
 class ReplayProgressed(Event, tag="ReplayProgressed", kw_only=True, frozen=True):
-    """A replay item changed its state. Written before each send and after each answer."""
+    """A replay item changed its state. Written before each send and after each answer.
+
+    `deviations` of a begun one: how the request that is sent differs from the recorded one, one line each,
+    `<what>: <how>`.
+    """
 
     job_id: bytes
     position: int
     attempt: int
     state: Literal["begun", "succeeded", "failed", "timed_out"]
     flow_id: bytes = b""
+    deviations: tuple[str, ...] = ()
 
 
 type AnyFlow = FlowStarted | FlowInterrupted | FlowFailed | FlowCompleted

@@ -111,7 +111,7 @@ class Attempt:
         async with tools.engine.begin() as connection:
             if not await queries.begin(connection, item, tools.me, ids.to_uuid(sent.flow_id), tools.lease_s):
                 return False
-        if tools.recorder.begun(item, sent.flow_id):
+        if tools.recorder.begun(item, sent.flow_id, sent.prepared.deviations + sent.message.deviations):
             return True
         async with tools.engine.begin() as connection:
             await queries.release(connection, [item], tools.me, state="sent")

@@ -43,9 +43,9 @@ class Recorder:
         self._clock = clock
         self._max_body_size = max_body_size
 
-    def begun(self, item: Item, flow_id: bytes) -> bool:
+    def begun(self, item: Item, flow_id: bytes, deviations: tuple[str, ...] = ()) -> bool:
         """To be written before the first byte is sent."""
-        return self._progress(item, "begun", flow_id)
+        return self._progress(item, "begun", flow_id, deviations)
 
     def ended(self, item: Item, result: Result, flow_id: bytes) -> bool:
         return self._progress(item, result, flow_id)
@@ -88,7 +88,9 @@ class Recorder:
         )
         return self._journal.publish(status)
 
-    def _progress(self, item: Item, state: Result | Literal["begun"], flow_id: bytes) -> bool:
+    def _progress(
+        self, item: Item, state: Result | Literal["begun"], flow_id: bytes, deviations: tuple[str, ...] = ()
+    ) -> bool:
         progress = events.ReplayProgressed(
             **self._stamp(self._clock.time_us()),
             job_id=item.job_id.bytes,
@@ -96,6 +98,7 @@ class Recorder:
             attempt=item.attempt,
             state=state,
             flow_id=flow_id,
+            deviations=deviations,
         )
         return self._journal.publish(progress)
 

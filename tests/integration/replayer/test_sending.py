@@ -76,9 +76,9 @@ async def test_a_replay_is_sent_byte_for_byte_and_stored_as_a_flow(world):
     assert flow.timing.response_us >= flow.timing.first_byte_us > 0
     assert flow.seq == 1
     progress = await world.published(ReplayProgressed)
-    assert [(one.state, one.attempt, one.flow_id) for one in progress] == [
-        ("begun", 1, flow.flow_id),
-        ("succeeded", 1, flow.flow_id),
+    assert [(one.state, one.attempt, one.flow_id, one.deviations) for one in progress] == [
+        ("begun", 1, flow.flow_id, ()),
+        ("succeeded", 1, flow.flow_id, ()),
     ]
 
     await world.ingest_published()
@@ -131,6 +131,10 @@ async def test_an_http2_original_is_sent_as_http1(world):
         ]
     (flow,) = await world.published(FlowCompleted)
     assert flow.request.http_version == "HTTP/1.1"
+    assert (await world.published(ReplayProgressed))[0].deviations == (
+        "http-version: recorded as HTTP/2.0, sent as HTTP/1.1",
+        "host: added",
+    )
 
 
 async def test_https_with_its_name_and_verification_as_asked(world, tmp_path):

@@ -92,5 +92,7 @@ SAMPLES: list[events.AnyEvent] = [
         captured=7,
     ),
     events.ReplayFlows(**COMMON, job_id=UUID),
-    events.ReplayProgressed(**COMMON, job_id=UUID, position=2, attempt=1, state="begun", flow_id=OTHER),
+    events.ReplayProgressed(
+        **COMMON, job_id=UUID, position=2, attempt=1, state="begun", flow_id=OTHER, deviations=("host: added",)
+    ),
 ]
