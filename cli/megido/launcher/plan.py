@@ -62,7 +62,8 @@ def _ingest(options: UpOptions) -> Spec:
 
 def _replayer(options: UpOptions) -> Spec:
     shipped = ["--no-forwarder"] if options.common.kafka else []
-    return _service(REPLAYER, 9480, [*_common(options), *shipped])
+    own = [f"--protect=127.0.0.1:{port}" for port in (options.api_port, options.proxy_port)]
+    return _service(REPLAYER, 9480, [*_common(options), *shipped, *own])
 
 
 def _api(options: UpOptions) -> Spec:
