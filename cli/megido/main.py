@@ -1,6 +1,7 @@
 """The entry point of `megido`. A service's arguments are the service's own; everything else is `megido.app`."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +19,16 @@ SERVICES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 the work failed, 2 wrong usage."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `megido list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if arguments and arguments[0] in SERVICES:
         return guard(lambda: run_service(arguments[0], arguments[1:]))
     from megido.app import run  # noqa: PLC0415 - typer is not needed to run a service

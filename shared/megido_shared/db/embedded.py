@@ -6,6 +6,7 @@ Works as an ordinary user and as root (see `postgres_exec`), needs no account, n
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -70,7 +71,7 @@ class EmbeddedPostgres:
         if not durable:
             self._settings |= {"fsync": "off", "full_page_writes": "off"}
         self._env = dict(os.environ if env is None else env)
-        self._modes = modes or (("userns", "caps") if os.geteuid() == 0 else ("plain",))
+        self._modes = modes or _modes()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = -1
         self.log = data_dir.service_logs / "postgres.log"
@@ -220,6 +221,17 @@ class EmbeddedPostgres:
             except psycopg.OperationalError:
                 time.sleep(_POLL)
         return False
+
+
+def _modes() -> tuple[str, ...]:
+    """Ways to run Postgres as who we are (see `postgres_exec`), preferred ones first."""
+    if os.geteuid() == 0:
+        return ("userns", "caps")
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:  # initdb wants a user with a name: 65534 has one
+        return ("userns", "plain")
+    return ("plain",)
 
 
 def database_url(data_dir: DataDir) -> str:

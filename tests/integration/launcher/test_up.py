@@ -48,6 +48,18 @@ def site() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One that several tests look at and leave as it is."""
+    stack = Stack(tmp_path_factory.mktemp("running"))
+    try:
+        stack.start()
+        yield stack
+        assert stack.stop() == 0, stack.screen()
+    finally:
+        stack.kill()
+
+
 def through_proxy(stack: Stack, url: str) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({"http": stack.proxy}))
     with opener.open(url, timeout=20) as answer:
@@ -199,17 +211,28 @@ def test_nothing_outlives_a_killed_launcher_and_the_next_one_works(stack: Stack,
     until(lambda: not processes(stack), "all have ended", seconds=30)
 
 
-def test_a_second_up_is_refused(stack: Stack, tmp_path: Path) -> None:
-    stack.start()
-    assert stack.process is not None
-    done = run_up(tmp_path, "--data-dir", stack.data_dir, "--proxy-port", free_port(), "--api-port", free_port())
-    assert f"in use by another megido up (pid {stack.process.pid})" in refused(done)
-    done = subprocess.run(
-        [MEGIDO, "migrate", "--data-dir", stack.data_dir], capture_output=True, text=True, env=clean_environment()
+def test_a_second_up_is_refused(running: Stack, tmp_path: Path) -> None:
+    assert running.process is not None
+    done = run_up(tmp_path, "--data-dir", running.data_dir, "--proxy-port", free_port(), "--api-port", free_port())
+    assert f"in use by another megido up (pid {running.process.pid})" in refused(done)
+
+
+def test_migrate_uses_the_server_that_runs(running: Stack) -> None:
+    done = running.run("migrate", "--data-dir", running.data_dir)
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stdout.count("up to date") == 2
+
+
+def test_migrate_makes_schema_and_topics(tmp_path: Path, empty_database: str) -> None:
+    command = [MEGIDO, "migrate", "--data-dir", tmp_path / "d", "--database-url", empty_database]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment()).stdout
+        for _ in range(2)
     )
-    assert done.returncode == 0, done.stderr
-    assert "up to date" in done.stdout, "it uses the server that runs"
-    assert stack.stop() == 0
+    assert "schema none → " in first
+    assert "topics created on the local bus" in first
+    assert "megido.flows" in first
+    assert second.count("up to date") == 2
 
 
 def test_a_second_signal_hastens(stack: Stack) -> None:
@@ -292,8 +315,8 @@ def test_on_kafka_one_forwarder_ships_everything(stack: Stack, site: str, kafka:
     assert stack.stop() == 0
 
 
-def test_the_commands_over_a_running_stack(stack: Stack, site: str) -> None:
-    stack.start()
+def test_the_commands_over_a_running_stack(running: Stack, site: str) -> None:
+    stack = running
     through_proxy(stack, f"{site}/one?a=1")
     through_proxy(stack, f"{site}/two")
     first, second = (stack.wait_for(part)[0]["id"] for part in ("/one", "/two"))
