@@ -5,6 +5,8 @@ A test runs the check, so that the reference cannot fall behind the code.
 """
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,11 +118,44 @@ def topics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+COMMANDS = {
+    "megido up": ("megido", "up"),
+    "megido capture": ("megido_capture",),
+    "megido ingest": ("megido_ingest",),
+    "megido api": ("megido_api",),
+    "megido replayer": ("megido_replayer",),
+    "the forwarder": ("megido_shared.bus.forwarder",),
+    "megido migrate": ("megido", "migrate"),
+    "megido list": ("megido", "list"),
+    "megido search": ("megido", "search"),
+    "megido show": ("megido", "show"),
+    "megido replay": ("megido", "replay"),
+    "megido replay-range": ("megido", "replay-range"),
+}
+
+
+def commands_page() -> str:
+    """What `--help` of each command prints."""
+    lines = ["# Commands", "", "Made by `scripts/reference.py`: what `--help` says.", ""]
+    for title, (module, *words) in COMMANDS.items():
+        lines += [f"## {title}", "", "```text", _help(module, *words), "```", ""]
+    return "\n".join(lines)
+
+
+def _help(module: str, *words: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MEGIDO_", "PROXY_"))}
+    environment |= {"COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
+    command = [sys.executable, "-m", module, *words, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+
+
 def pages() -> dict[str, str]:
     return {
         "events.schema.json": json.dumps(event_schemas(), indent=2) + "\n",
         "asyncapi.json": json.dumps(asyncapi(), indent=2) + "\n",
         "topics.md": topics_page(),
+        "commands.md": commands_page(),
     }
 
 
