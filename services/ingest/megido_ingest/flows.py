@@ -4,7 +4,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Raw
 
@@ -35,8 +35,7 @@ class BodySink(Protocol):
         """Takes the stored part of a body once a day and content; returns its key (sha256)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SideColumns:
+class SideColumns(NamedTuple):
     """What a row says of one body."""
 
     size: int
@@ -119,18 +118,19 @@ _NULL_BIG = null("bigint")
 _NULL_SMALL = null("smallint")
 _NULL_UUID = null("uuid")
 _UUID = header("uuid", 16)
-_KEY = header("bytea", 32)
+_HASH = header("bytea", 32)
 _small = struct.Struct(">8sh").pack
 _int = struct.Struct(">8si").pack
 _big = struct.Struct(">8sq").pack
 _SMALL = header("smallint", 2)
 _INT = header("integer", 4)
 _BIG = header("bigint", 8)
-_EMPTY_TEXT = header("text", 0)
 _NO_RESPONSE = (
     _NULL_SMALL + _NULL_BYTES + _NULL_TEXT + _NULL_BYTES + _NULL_BYTES + _NULL_BIG + _NULL_BYTES + _NULL_BYTES
     + _NULL_INT + _NULL_TEXT
 )  # fmt: skip
+_NO_ERROR = _NULL_TEXT * 3
+_NO_REPLAY = _NULL_UUID + _NULL_UUID + _NULL_INT
 
 
 def _text(value: str) -> bytes:
@@ -144,11 +144,17 @@ def _bytes(value: bytes) -> bytes:
 
 def _slice(value: Raw) -> bytes:
     """A header slice as stored, null when there is nothing in it."""
-    return _NULL_BYTES if value == NO_HEADERS else _bytes(codecs.pack(bytes(value)))
+    return _NULL_BYTES if value is NO_HEADERS or value == NO_HEADERS else _bytes(codecs.pack(bytes(value)))
 
 
-def _hash(value: bytes | None) -> bytes:
-    return _NULL_BYTES if value is None else _bytes(value)
+def _hashes(body: SideColumns) -> bytes:
+    """The columns body_key, sha256 and chunks."""
+    key, sha, chunks = body.key, body.sha256, body.chunks
+    return (
+        (_NULL_BYTES if key is None else _HASH + key)
+        + (_NULL_BYTES if sha is None else _bytes(sha))
+        + (_NULL_INT if chunks is None else _int(_INT, chunks))
+    )
 
 
 def _uuid(value: bytes) -> bytes:
@@ -159,115 +165,131 @@ def _uuid(value: bytes) -> bytes:
     return _UUID + value
 
 
-class Remembered:
-    """Values that repeat from flow to flow (hosts, addresses, methods), made once."""
+class Remembered[Key, Value]:
+    """What repeats from flow to flow (hosts, addresses, agents), made once."""
 
-    def __init__(self, make: Callable[[str], bytes], limit: int = 10_000) -> None:
+    def __init__(self, make: Callable[[Key], Value], limit: int = 10_000) -> None:
         self._make = make
         self._limit = limit
-        self._made: dict[str, bytes] = {}
+        self._made: dict[Key, Value] = {}
 
-    def __call__(self, value: str) -> bytes:
-        found = self._made.get(value)
+    def __call__(self, key: Key) -> Value:
+        found = self._made.get(key)
         if found is None:
             if len(self._made) >= self._limit:
                 self._made.clear()
-            found = self._made[value] = self._make(value)
+            found = self._made[key] = self._make(key)
         return found
 
 
-_key_text = Remembered(lambda value: _text(views.key(value)))
-_PROTOCOLS = {scheme: _text(scheme.upper()) for scheme in ("http", "https", "ws", "wss")}
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a method, scheme, host and port always look like."""
+
+    fields: bytes  # method, scheme, protocol, host
+    url: bytes
+    lossy: tuple[str, ...]
+    original: dict[str, bytes]
+
+
+def _make_origin(key: tuple[bytes, str, str, int]) -> _Origin:
+    method, scheme, host, port = key
+    shown = {"method": views.key(views.percent(method)), "host": views.key(host)}
+    original = {name: raw for name, raw in (("method", method), ("host", host.encode())) if shown[name].encode() != raw}
+    fields = (shown["method"], views.key(scheme), views.key(scheme.upper()), shown["host"])
+    return _Origin(
+        b"".join(map(_text, fields)), views.origin_of(scheme, host, port).encode(), tuple(original), original
+    )
+
+
+_origin = Remembered(_make_origin)
+_peer = Remembered[tuple[str, str, str], bytes](lambda key: b"".join(_text(views.key(part)) for part in key))
+_key_text = Remembered[str, bytes](lambda value: _text(views.key(value)))
+_agent = Remembered[bytes, bytes](lambda value: _text(views.key(views.percent(value))))
+_content_type = Remembered[bytes, bytes](
+    lambda value: _text(kind) if (kind := views.key(views.media_type(value))) else _NULL_TEXT
+)
+_status = Remembered[tuple[int, bytes, str], bytes](
+    lambda key: _small(_SMALL, key[0]) + _bytes(key[1]) + _text(views.key(key[2]))
+)
 
 
 def pack_flow(flow: AnyFlow, chunks: Chunks, sink: BodySink) -> bytes:
     """One row of rows.FLOW. Raises ValueError, struct.error or msgspec's errors on what no row can hold."""
-    request, response = flow.request, flow.response
+    request, response, client, timing = flow.request, flow.response, flow.client, flow.timing.response_us
     req = _side(flow, REQUEST, request.body, chunks, sink)
-    res = _side(flow, RESPONSE, response.body, chunks, sink) if response is not None else _NONE
-    failure = flow.failure if isinstance(flow, events.FlowFailed) else None
-    cached = isinstance(flow, events.FlowCompleted) and flow.cached
-    timing = flow.timing.response_us
+    res = _NONE if response is None else _side(flow, RESPONSE, response.body, chunks, sink)
+    origin = _origin((request.method, request.scheme, request.host, request.port))
+    target = request.target
+    view = target if target.isascii() and b"\0" not in target else views.percent(target).encode()
+    url = origin.url + view
+    lossy = origin.lossy if view == target else ("url", *origin.lossy)
+    detail = detail_of(flow, origin.original, lossy) if lossy else detail_of(flow)
     return b"".join((
         _fixed(
             _COUNT, _HF, flow.flow_id, _HE, flow.epoch, _HV, flow.event_id, _HID, flow.posted_id,
             _HR, events.RANK[type(flow)], _HSEQ, flow.seq, _HAT, flow.time_us - EPOCH_2000_US,
-            _HSP, flow.client.port, _HP, request.port, _HRS, req.size, _HS1, req.state, _HS2, res.state,
-            _HC, cached, _HIR, flow.is_replay,
+            _HSP, client.port, _HP, request.port, _HRS, req.size, _HS1, req.state, _HS2, res.state,
+            _HC, isinstance(flow, events.FlowCompleted) and flow.cached, _HIR, flow.is_replay,
         ),
-        _key_text(flow.node), _key_text(flow.source_app), _key_text(flow.client.ip),
-        *_request(flow, req),
-        *(_response(response, res) if response is not None else (_NO_RESPONSE,)),
+        _peer((flow.node, flow.source_app, client.ip)),
+        origin.fields,
+        text_header(len(url)), url,
+        bytea_header(len(target)), target,
+        _bytes(request.authority),
+        _key_text(request.http_version),
+        _agent(views.header(request.headers, b"user-agent")),
+        _bytes(codecs.pack(bytes(request.headers))),
+        _slice(request.trailers),
+        _hashes(req),
+        _NO_RESPONSE if response is None else _response(response, res),
         _NULL_BIG if timing < 0 else _big(_BIG, timing),
-        _NULL_TEXT if failure is None else _text(failure.error_type),
-        _error_message(flow, failure),
-        _NULL_TEXT if failure is None else _text(views.plain(failure.stack_trace)),
-        _uuid(flow.original_flow_id), _uuid(flow.replay_job_id),
-        _NULL_INT if flow.replay_position < 0 else _int(_INT, flow.replay_position),
-        _bytes(detail_of(flow, *lossy_texts(flow))),
+        _error(flow),
+        _replay(flow),
+        bytea_header(len(detail)), detail,
     ))  # fmt: skip
 
 
-def _error_message(flow: AnyFlow, failure: events.Failure | None) -> bytes:
-    if failure is not None:
-        return _text(views.plain(failure.message))
-    said = flow.error_message if isinstance(flow, events.FlowCompleted) else ""
-    return _text(views.plain(said)) if said else _NULL_TEXT
-
-
-def _request(flow: AnyFlow, body: SideColumns) -> tuple[bytes, ...]:
-    request = flow.request
-    agent = views.header(views.headers_of(request.headers), b"user-agent")
-    return (
-        _key_text(views.percent(request.method)),
-        _key_text(request.scheme),
-        _PROTOCOLS.get(request.scheme) or _key_text(request.scheme.upper()),
-        _key_text(request.host),
-        _text(views.url_of(request)),
-        _bytes(request.target),
-        _bytes(request.authority),
-        _key_text(request.http_version),
-        _key_text(agent),
-        _bytes(codecs.pack(bytes(request.headers))),
-        _slice(request.trailers),
-        _hash(body.key),
-        _hash(body.sha256),
-        _NULL_INT if body.chunks is None else _int(_INT, body.chunks),
-    )
-
-
-def _response(response: events.Response, body: SideColumns) -> tuple[bytes, ...]:
-    kind = views.content_type(views.headers_of(response.headers))
-    return (
-        _small(_SMALL, response.status),
-        _bytes(response.reason),
-        _key_text(response.http_version),
+def _response(response: events.Response, body: SideColumns) -> bytes:
+    return b"".join((
+        _status((response.status, response.reason, response.http_version)),
         _bytes(codecs.pack(bytes(response.headers))),
         _slice(response.trailers),
         _big(_BIG, body.size),
-        _hash(body.key),
-        _hash(body.sha256),
-        _NULL_INT if body.chunks is None else _int(_INT, body.chunks),
-        _NULL_TEXT if kind is None else _key_text(kind),
-    )
+        _hashes(body),
+        _content_type(views.header(response.headers, b"content-type")),
+    ))  # fmt: skip
 
 
-def lossy_texts(flow: AnyFlow) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """The originals that no other column has, and the names of all text columns that are not exact."""
-    request = flow.request
-    lossy: list[str] = []
-    original: dict[str, bytes] = {}
-    if (b"\0" in request.target or not request.target.isascii()) and (
-        views.percent(request.target).encode() != request.target
-    ):
-        lossy.append("url")
-    for name, raw in (("method", request.method), ("host", request.host.encode())):
-        if (len(raw) > views.KEY_BYTES or b"\0" in raw or not raw.isascii()) and (
-            views.key(views.percent(raw)).encode() != raw
-        ):
-            lossy.append(name)
-            original[name] = raw
-    return original, tuple(lossy)
+def _error(flow: AnyFlow) -> bytes:
+    """The columns error_type, error_message and error_stack."""
+    if isinstance(flow, events.FlowFailed):
+        failure = flow.failure
+        return b"".join(
+            map(_text, (failure.error_type, views.plain(failure.message), views.plain(failure.stack_trace)))
+        )
+    if isinstance(flow, events.FlowCompleted) and flow.error_message:
+        return _NULL_TEXT + _text(views.plain(flow.error_message)) + _NULL_TEXT
+    return _NO_ERROR
+
+
+def _replay(flow: AnyFlow) -> bytes:
+    """The columns original_flow_id, replay_job_id and replay_position."""
+    if not flow.original_flow_id and not flow.replay_job_id and flow.replay_position < 0:
+        return _NO_REPLAY
+    position = _NULL_INT if flow.replay_position < 0 else _int(_INT, flow.replay_position)
+    return _uuid(flow.original_flow_id) + _uuid(flow.replay_job_id) + position
+
+
+_body_row = struct.Struct(">4s8si8s32s8sq").pack
+_BODY_COUNT = rows.BODY.count
+_DATE = header("date", 4)
+
+
+def pack_body(day: int, key: bytes, data: bytes) -> bytes:
+    """One row of rows.BODY; `data` as it came."""
+    packed = codecs.pack(data)
+    return _body_row(_BODY_COUNT, _DATE, day, _HASH, key, _BIG, len(data)) + bytea_header(len(packed)) + packed
 
 
 def sha256(data: bytes) -> bytes:

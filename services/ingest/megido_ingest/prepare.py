@@ -2,9 +2,10 @@
 
 import struct
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,13 @@ _YEAR_1_US = -62_135_596_800_000_000
 _YEAR_10000_US = 253_402_300_800_000_000
 _NO_EPOCH = bytes(16)
 _DAY_ZERO = date(2000, 1, 1)
+_IDENTITY: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys(events.RANK, ("flow_id",)),
+    events.BodyChunk: ("flow_id",),
+    events.WebSocketMessage: ("message_id", "flow_id"),
+    events.ErrorRaised: ("error_id",),
+    events.AuthAttempted: ("auth_id",),
+}
 _BAD = (ValueError, struct.error, OverflowError, msgspec.DecodeError, msgspec.ValidationError)
 """What decoding and packing raise on bytes that no row can hold."""
 
@@ -116,6 +124,14 @@ class _Preparation:
         self._auth: dict[bytes, bytes] = {}
         self._nodes: dict[tuple[str, bytes], tuple[events.NodeStatus, int | None]] = {}
         self._days: set[int] = set()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            **dict.fromkeys(events.RANK, self._flow),
+            events.BodyChunk: self._chunk,
+            events.WebSocketMessage: self._message,
+            events.ErrorRaised: self._error,
+            events.AuthAttempted: self._attempt,
+            events.NodeStatus: self._status,
+        }
 
     def run(self) -> Prepared:
         records = self._out.batch.records
@@ -153,23 +169,15 @@ class _Preparation:
         self._out.newest_ms = max(self._out.newest_ms, ids.time_ms(event.event_id))
 
     def _take(self, event: events.AnyEvent) -> None:
-        match event:
-            case events.FlowCompleted() | events.FlowFailed() | events.FlowInterrupted() | events.FlowStarted():
-                self._flow(event)
-            case events.BodyChunk():
-                if not 0 <= event.index < 1 << 31:
-                    raise ValueError(f"a chunk's index is {event.index}")
-                self._chunk_records.append(event)
-            case events.WebSocketMessage():
-                self._message(event)
-            case events.ErrorRaised():
-                self._error(event)
-            case events.AuthAttempted():
-                self._attempt(event)
-            case events.NodeStatus():
-                self._status(event)
-            case _:
-                raise ValueError(f"{type(event).__name__} does not belong on a topic that is stored")
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise ValueError(f"{type(event).__name__} does not belong on a topic that is stored")
+        handler(event)
+
+    def _chunk(self, event: events.BodyChunk) -> None:
+        if not 0 <= event.index < 1 << 31:
+            raise ValueError(f"a chunk's index is {event.index}")
+        self._chunk_records.append(event)
 
     def _flow(self, event: events.AnyFlow) -> None:
         # Equal rank: a node's own record (seq > 0) outranks one made in its place, as in the database.
@@ -191,7 +199,7 @@ class _Preparation:
         if place not in self._seen_bodies:
             self._seen_bodies.add(place)
             if place not in self._cache:
-                self._bodies[place] = rows.BODY.pack(day, key, len(data), codecs.pack(data))
+                self._bodies[place] = flows.pack_body(day, key, data)
         return key
 
     def _message(self, event: events.WebSocketMessage) -> None:
@@ -307,22 +315,10 @@ def _check(event: events.AnyEvent) -> None:
         raise ValueError("event_id and epoch must be 16 bytes")
     if not _YEAR_1_US <= event.time_us < _YEAR_10000_US:
         raise ValueError("time_us lies outside of the years 1 to 9999")  # Postgres could hold it, readers could not
-    identity: tuple[bytes, ...]
-    match event:
-        case events.WebSocketMessage():
-            identity = (event.message_id,)
-            if len(event.flow_id) != 16:
-                raise ValueError("flow_id must be 16 bytes")
-        case events.ErrorRaised():
-            identity = (event.error_id,)
-        case events.AuthAttempted():
-            identity = (event.auth_id,)
-        case events.NodeStatus() | events.ReplayFlows() | events.ReplayProgressed():
-            identity = ()
-        case _:
-            identity = (event.flow_id,)
-    if any(len(raw) != 16 or raw[6] >> 4 != 7 for raw in identity):
-        raise ValueError("an id is not a UUIDv7 of 16 bytes")
+    for name in _IDENTITY.get(type(event), ()):
+        identity = getattr(event, name)
+        if len(identity) != 16 or identity[6] >> 4 != 7:
+            raise ValueError(f"{name} is not a UUIDv7 of 16 bytes")
 
 
 def _flow_error(event: events.FlowFailed) -> bytes:

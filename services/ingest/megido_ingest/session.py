@@ -22,10 +22,12 @@ DEADLINE_S = 60.0
 FEED_CHANNEL = "megido_feed"
 _SHARDS = 1024
 
+# A batch's rows pass through memory; past work_mem they would go through temporary files.
 _SETTINGS = f"""
 SET lock_timeout = {LOCK_TIMEOUT_MS};
 SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS};
 SET jit = off;
+SET work_mem = '64MB';
 """
 # The server runs the whole message whatever becomes of us, so the lock that all workers share is never held by one
 # that was stopped.

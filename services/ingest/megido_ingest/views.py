@@ -37,29 +37,28 @@ def percent(raw: bytes) -> str:
     return text.replace("\0", "%00") if "\0" in text else text
 
 
+def origin_of(scheme: str, host: str, port: int) -> str:
+    """Scheme, host and port (left out when it is the scheme's own) as a URL begins."""
+    shown = plain(host)
+    if ":" in shown:
+        shown = f"[{shown}]"
+    return f"{plain(scheme)}://{shown}" + ("" if _DEFAULT_PORTS.get(scheme) == port else f":{port}")
+
+
 def url_of(request: events.Request) -> str:
     """The URL as a person reads it. `request.target` has the bytes."""
-    host = plain(request.host)
-    if ":" in host:
-        host = f"[{host}]"
-    port = "" if _DEFAULT_PORTS.get(request.scheme) == request.port else f":{request.port}"
-    return f"{request.scheme}://{host}{port}{percent(request.target)}"
+    return origin_of(request.scheme, request.host, request.port) + percent(request.target)
 
 
-def header(pairs: list[tuple[bytes, bytes]], name: bytes) -> str:
-    """The last value of a header, "" without one. `name` in lower case."""
+def header(packed: msgspec.Raw, name: bytes) -> bytes:
+    """The last value of a header, b"" without one. `name` in lower case. Raises msgspec.DecodeError."""
     length = len(name)
-    for found, value in reversed(pairs):
+    for found, value in reversed(events.unpack_headers(packed)):
         if len(found) == length and found.lower() == name:
-            return percent(value)
-    return ""
+            return value
+    return b""
 
 
-def headers_of(packed: msgspec.Raw) -> list[tuple[bytes, bytes]]:
-    return events.unpack_headers(packed)
-
-
-def content_type(pairs: list[tuple[bytes, bytes]]) -> str | None:
-    """Of a response: lower case, without parameters."""
-    found = header(pairs, b"content-type")
-    return found.partition(";")[0].strip().lower() or None
+def media_type(content_type: bytes) -> str:
+    """Lower case, without parameters."""
+    return percent(content_type).partition(";")[0].strip().lower()
