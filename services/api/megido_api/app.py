@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
-from megido_api import problems
+from megido_api import docs, problems
 from megido_api.access import Guard
 from megido_api.auth.endpoints import router as auth
 from megido_api.database import Database
@@ -54,7 +54,7 @@ def create_app(settings: Settings, *, bus: Bus | None = None) -> FastAPI:
         summary="The history of an intercepting proxy: search it, replay it, change what it injects.",
         lifespan=lambda app: _running(app, settings, registry, opened, close_bus=bus is None),
         generate_unique_id_function=_operation_id,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
     )
     app.state.stopping = asyncio.Event()
@@ -62,6 +62,7 @@ def create_app(settings: Settings, *, bus: Bus | None = None) -> FastAPI:
     for router in (flows, replays, websockets, errors, auth, stats, events, rules, health):
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
+    app.add_api_route("/docs", _docs, include_in_schema=False)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(RequestMetrics, registry=registry)
     describe(app)
@@ -74,6 +75,10 @@ def _operation_id(route: APIRoute) -> str:
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
+
+
+async def _docs(request: Request) -> HTMLResponse:
+    return HTMLResponse(docs.page(request.app.openapi()), headers={"Content-Security-Policy": docs.CSP})
 
 
 @asynccontextmanager

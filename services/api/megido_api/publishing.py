@@ -19,6 +19,7 @@ NODE = "api"
 
 _INLINE_BYTES = 700_000
 _CHUNK_BYTES = 512 << 10
+_MAX_CONNECTIONS = 10_000
 
 type Side = Literal["request", "response"]
 
@@ -43,9 +44,20 @@ class Origin:
 
     def __init__(self) -> None:
         self._epoch = ids.new_id()
+        self._connections: dict[str, bytes] = {}
 
     def identity(self, time_us: int) -> Identity:
         return {"event_id": ids.new_id(), "node": NODE, "epoch": self._epoch, "time_us": time_us}
+
+    def connection(self, name: str) -> bytes | None:
+        """The flow that a posted WebSocket connection was given here."""
+        return self._connections.get(name)
+
+    def remember_connection(self, name: str, flow_id: bytes) -> bytes:
+        """Gives it one, unless another post was quicker; returns the one that it has."""
+        while len(self._connections) >= _MAX_CONNECTIONS:
+            del self._connections[next(iter(self._connections))]
+        return self._connections.setdefault(name, flow_id)
 
 
 async def publish(connection: AsyncConnection, posted: Iterable[events.AnyEvent]) -> None:

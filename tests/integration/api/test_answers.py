@@ -238,6 +238,12 @@ async def test_every_operation_is_documented(api: Api) -> None:
         assert "422" not in operation["responses"], (path, method)
     page = await api.client.get("/docs")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "unsafe-inline" not in page.headers["content-security-policy"]
+    for path, _, operation in operations:
+        assert path in page.text
+        assert f'id="{operation["operationId"]}"' in page.text
+    assert "<script" not in page.text
+    assert "https://" not in page.text.replace("http:// or https://", "")
     leads = await api.client.get("/")
     assert (leads.status_code, leads.headers["location"]) == (307, "/docs")
 

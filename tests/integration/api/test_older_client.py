@@ -7,7 +7,7 @@ import pytest
 
 from megido_shared import events
 from megido_shared.bus.topics import FLOWS
-from tests.integration.api.harness import Api, Ingest, eventually, on_topic
+from tests.integration.api.harness import Api, Ingest, eventually, on_topic, running
 
 REQUEST = {
     "url": "https://api.example.com/users?page=1",
@@ -212,6 +212,15 @@ async def test_websocket_messages(api: Api, ingest: Ingest) -> None:
     assert (first["direction"], first["message_type"], first["url"]) == ("SEND", "TEXT", "wss://e.example/ws")
     assert (first["source_ip"], first["timestamp"]) == ("10.0.0.9", "2026-02-13T14:31:00+00:00")
     assert {message["flow_id"] for message in found} == {first["flow_id"]}
+    again = base | {"direction": "SEND", "message_type": "CLOSE", "payload": ""}
+    async with running(api.state.settings, api.bus) as restarted:
+        await restarted.post("/proxy/api/websocket-messages/", again)
+
+    async def closed() -> list[dict[str, Any]]:
+        listed = await api.get("/proxy/api/websocket-messages/list/", message_type="CLOSE")
+        return listed["messages"]  # type: ignore[no-any-return]
+
+    assert (await eventually(closed, "the close"))[0]["flow_id"] == first["flow_id"]
     only = await api.get("/proxy/api/websocket-messages/list/", direction="receive", message_type="binary", limit=1)
     assert (len(only["messages"]), only["total"], only["limit"]) == (1, 2, 1)
     rest = await api.get("/proxy/api/websocket-messages/list/", direction="RECEIVE", cursor=only["next_cursor"])

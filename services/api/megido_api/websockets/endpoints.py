@@ -1,6 +1,5 @@
 """`/proxy/api/websocket-messages/`."""
 
-import uuid
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,7 +9,7 @@ from megido_api.answers import Created
 from megido_api.fields import Cursor, Filter, Limit
 from megido_api.paging import Page, Total
 from megido_api.publishing import next_number, publish
-from megido_api.state import StateDep
+from megido_api.state import State, StateDep
 from megido_api.views import iso
 from megido_api.websockets import queries
 from megido_api.websockets.preview import preview
@@ -85,7 +84,7 @@ async def post_websocket_message(state: StateDep, posted: PostedMessage) -> Any:
         event = events.WebSocketMessage(
             **identity,
             message_id=ids.new_id(),
-            flow_id=_flow_id(posted.connection_id),
+            flow_id=await _flow_id(state, connection, posted.connection_id),
             connection_id=posted.connection_id,
             url=posted.url,
             direction=posted.direction,
@@ -103,9 +102,19 @@ async def post_websocket_message(state: StateDep, posted: PostedMessage) -> Any:
     return {"id": await state.publish(work)}
 
 
-def _flow_id(connection_id: str) -> bytes:
-    """The flow that the connection's name tells, otherwise an id that all of its messages share."""
+async def _flow_id(state: State, connection: AsyncConnection, connection_id: str) -> bytes:
+    """The flow that the connection's name tells; otherwise the one that its first message was given."""
+    name = connection_id.replace("\0", "")  # as it is stored
+    found = _named(name) or state.origin.connection(name)
+    if found is None:
+        found = await queries.flow_of(connection, name)
+        found = state.origin.remember_connection(name, found or ids.new_id())
+    return found
+
+
+def _named(connection_id: str) -> bytes | None:
     try:
-        return ids.parse(connection_id.removeprefix("ws_"))
+        found = ids.parse(connection_id.removeprefix("ws_"))
     except ValueError:
-        return uuid.uuid5(uuid.NAMESPACE_URL, f"megido:{connection_id}").bytes
+        return None
+    return found if ids.to_uuid(found).version == 7 else None

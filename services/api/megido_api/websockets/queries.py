@@ -57,5 +57,12 @@ async def page(connection: AsyncConnection, filters: Filters, *, cursor: uuid.UU
     return await paging.fetch(connection, query, limit)
 
 
+async def flow_of(connection: AsyncConnection, connection_id: str) -> bytes | None:
+    """The flow that stored messages of the connection belong to."""
+    query = select(_c.flow_id).where(_c.connection_id == connection_id).order_by(_c.message_id.desc()).limit(1)
+    found = await connection.scalar(query)
+    return None if found is None else found.bytes
+
+
 async def total(connection: AsyncConnection, filters: Filters) -> paging.Total:
     return await paging.count(connection, selection(filters))
