@@ -167,17 +167,21 @@ async def test_a_waiting_poll_is_woken_by_a_new_record(bus: Bus, topic: Topic) -
 
 
 async def test_a_cancelled_poll_loses_nothing(bus: Bus, topic: Topic) -> None:
-    await append(bus, [a_record(topic, n, n) for n in range(100)])
+    await append(bus, [a_record(topic, n, n) for n in range(1000)])
     values: list[int] = []
     async with member(bus, a_group(), topic) as consumer:
         deadline = time.monotonic() + PATIENCE
-        for delay in (0, 0.0005, 0.001, 0.002, 0.004):
-            with contextlib.suppress(TimeoutError):
-                batch = await asyncio.wait_for(consumer.poll(max_records=3), delay)
-                values += [int(record.value) for record in batch.records]
-        while len(values) < 100 and time.monotonic() < deadline:
-            values += [int(record.value) for record in (await consumer.poll(max_records=7)).records]
-    assert sorted(values) == list(range(100))
+        attempt = 0
+        while len(values) < 1000 and time.monotonic() < deadline:
+            # Cancelled after every possible number of the loop's turns, so also just when a batch is ready.
+            attempt += 1
+            polling = asyncio.create_task(consumer.poll(max_records=7))
+            for _ in range(attempt % 50):
+                await asyncio.sleep(0 if attempt % 2 else 0.0001)
+            polling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                values += [int(record.value) for record in (await polling).records]
+    assert sorted(values) == list(range(1000))
 
 
 async def test_a_group_goes_on_where_it_committed(bus: Bus, topic: Topic) -> None:

@@ -102,10 +102,9 @@ class LocalConsumer:
         try:
             batch = await asyncio.shield(self._reading)
         except OSError as error:
+            self._reading = None
             raise Unavailable(f"a segment cannot be read: {error.strerror} ({error.filename})") from error
-        finally:
-            if self._reading.done():
-                self._reading = None
+        self._reading = None
         return Batch(
             [record for record in batch.records if record.stream in self._held],
             [gap for gap in batch.gaps if gap.stream in self._held],
