@@ -30,6 +30,7 @@ _ROUND_RECORDS = 500
 _ROUND_BYTES = 8 << 20
 _PUBLISH_TIMEOUT_S = 20.0
 _IDLE_TIMEOUT = "30s"
+_STOP_TIMEOUT_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ class Relay:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Bounded: cancelling psycopg waits for the server, and a stopped one never answers (psycopg #1371).
+            await asyncio.wait(tasks, timeout=_STOP_TIMEOUT_S)
             await self._drop_producer()
 
     async def _relay_for_ever(self) -> None:
