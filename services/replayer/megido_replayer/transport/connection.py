@@ -18,11 +18,12 @@ MAX_HEAD_BYTES = 256 * 1024
 MAX_FIELDS = 1000
 MAX_INTERIM = 32
 
-type Trouble = Literal["closed", "reset", "protocol"]
+type Trouble = Literal["closed", "reset", "protocol", "timeout"]
 
 
 class ConnectionTrouble(Exception):
-    """The exchange cannot end well. `kind`: the peer closed or reset the connection, or broke the protocol.
+    """The exchange cannot end well. `kind`: the peer closed or reset the connection, broke the
+    protocol, or the deadline passed.
 
     `stale`: nothing at all came back on a connection that had been used before, so that it was most likely closed
     before the request reached anybody.
@@ -77,7 +78,9 @@ class Connection(asyncio.Protocol):
 
     # What the sender calls
 
-    async def exchange(self, data: bytes, *, head_request: bool, keep_alive: bool, max_body: int) -> None:
+    async def exchange(
+        self, data: bytes, *, head_request: bool, keep_alive: bool, max_body: int, timeout_s: float
+    ) -> None:
         """Writes `data` and returns when the whole answer is there (see `response`).
 
         Stores at most `max_body` bytes of the body and counts the rest. Raises ConnectionTrouble. Cancelled, it
@@ -90,6 +93,8 @@ class Connection(asyncio.Protocol):
         self._begin(head_request=head_request, keep_alive=keep_alive, max_body=max_body)
         self._waiter = self._loop.create_future()
         self.exchanges += 1
+        # Not asyncio.timeout: it costs more than parsing the answer.
+        alarm = self._loop.call_later(timeout_s, self._fail, "timeout", "no whole answer in time")
         transport.write(data)
         try:
             await self._waiter
@@ -97,6 +102,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             raise
         finally:
+            alarm.cancel()
             self._waiter = None
         if not self.usable or transport.get_write_buffer_size():
             self.abort()

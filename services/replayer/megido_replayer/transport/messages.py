@@ -1,11 +1,13 @@
 """What goes in and comes out of the transport: a request as bytes, an answer as bytes, or a typed error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import Struct
+
 from megido_shared.errors import MegidoError
-from megido_shared.events import ErrorType, Peer, Timing
+from megido_shared.events import NO_PEER, NO_TIMING, ErrorType, Peer, Timing
 
 type Headers = Sequence[tuple[bytes, bytes]]
 
@@ -57,8 +59,7 @@ class Interim:
     headers: list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class RawResponse:
+class RawResponse(Struct, frozen=True):
     """An answer as it came, without transfer coding, content coding kept.
 
     `body` is the stored part, `body_size` the true size in bytes; `sha256` is over the whole body and b"" when the
@@ -73,14 +74,14 @@ class RawResponse:
     headers: list[tuple[bytes, bytes]]
     body: bytes
     body_size: int
-    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    trailers: list[tuple[bytes, bytes]] = []
     truncated: bool = False
     sha256: bytes = b""
     complete: bool = True
-    interim: list[Interim] = field(default_factory=list)
-    timing: Timing = field(default_factory=Timing)
-    client: Peer = field(default_factory=Peer)
-    server: Peer = field(default_factory=Peer)
+    interim: list[Interim] = []
+    timing: Timing = NO_TIMING
+    client: Peer = NO_PEER
+    server: Peer = NO_PEER
     reused: bool = False
     deviations: tuple[str, ...] = ()
 
@@ -110,6 +111,6 @@ class SendError(MegidoError):
         self.error_type = error_type
         self.sent = sent
         self.response = response
-        self.timing = timing or Timing()
-        self.client = client or Peer()
-        self.server = server or Peer()
+        self.timing = timing or NO_TIMING
+        self.client = client or NO_PEER
+        self.server = server or NO_PEER

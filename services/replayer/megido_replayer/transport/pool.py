@@ -47,12 +47,14 @@ class Pool:
         self._idle.setdefault(origin, deque()).append(connection)
         self._idle_count += 1
 
-    async def connect(self, origin: Origin) -> Connection:
-        """Tries the origin's addresses in turn. Raises SendError; nothing was sent then."""
+    async def connect(self, origin: Origin, timeout_s: float) -> Connection:
+        """Tries the origin's addresses in turn, for `timeout_s` or the pool's own limit, whichever is less. Raises
+        SendError; nothing was sent then."""
         failure = SendError(ErrorType.DNS_ERROR, f"{origin.host} has no address")
         started = time.monotonic()
+        limit = min(timeout_s, self._connect_timeout_s)
         for index, address in enumerate(origin.addresses):
-            left = self._connect_timeout_s - (time.monotonic() - started)
+            left = limit - (time.monotonic() - started)
             budget = left / (len(origin.addresses) - index)
             try:
                 return await self._connect_to(origin, address, budget)

@@ -1,6 +1,5 @@
 """`Sender.send`: one request, one answer, within one deadline."""
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ _ERROR_TYPES = {
     "closed": ErrorType.CONNECTION_RESET,
     "reset": ErrorType.CONNECTION_RESET,
     "protocol": ErrorType.PROTOCOL_ERROR,
+    "timeout": ErrorType.TIMEOUT,
 }
 
 
@@ -46,12 +46,7 @@ class Sender:
         self, message: wire.Wire, origin: Origin, *, timeout_s: float = 30.0, max_body: int = DEFAULT_MAX_BODY
     ) -> RawResponse:
         """The same for a request that was rendered before."""
-        exchange = _Exchange(message, origin, max_body, time.monotonic())
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._send(exchange)
-        except TimeoutError as error:
-            raise exchange.failure(ErrorType.TIMEOUT, f"no whole answer within {timeout_s:g} s") from error
+        return await self._send(_Exchange(message, origin, max_body, time.monotonic(), timeout_s))
 
     def close(self) -> None:
         """Closes the kept connections. Exchanges under way are the caller's to cancel."""
@@ -66,9 +61,10 @@ class Sender:
                     except ConnectionTrouble as trouble:
                         if not trouble.stale:
                             raise
-            return await self._exchange(await self._pool.connect(exchange.origin), exchange)
+            return await self._exchange(await self._pool.connect(exchange.origin, exchange.timeout_s), exchange)
         except ConnectionTrouble as trouble:
-            raise exchange.failure(_ERROR_TYPES[trouble.kind], str(trouble)) from trouble
+            within = f" ({exchange.timeout_s:g} s)" if trouble.kind == "timeout" else ""
+            raise exchange.failure(_ERROR_TYPES[trouble.kind], str(trouble) + within) from trouble
 
     async def _exchange(self, connection: Connection, exchange: "_Exchange") -> RawResponse:
         exchange.connection = connection
@@ -78,6 +74,7 @@ class Sender:
             head_request=message.method == b"HEAD",
             keep_alive=message.keep_alive,
             max_body=exchange.max_body,
+            timeout_s=exchange.started + exchange.timeout_s - time.monotonic(),
         )
         response = exchange.response()
         assert response is not None
@@ -93,6 +90,7 @@ class _Exchange:
     origin: Origin
     max_body: int
     started: float
+    timeout_s: float
     connection: Connection | None = None
 
     @property

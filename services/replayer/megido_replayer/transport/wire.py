@@ -5,17 +5,20 @@ in `Wire.deviations`.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megido_replayer.transport.messages import Headers, RawRequest, Unsendable
 
+type Notable = dict[bytes, list[bytes]]
+"""Values in order, by lower name, of the headers in `_NOTABLE`."""
+
 _UNSAFE_IN_TARGET = re.compile(rb"[\x00-\x20\x7f]")
+_NOTABLE = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _BREAKS = re.compile(rb"[\r\n\0]")
 
 
-@dataclass(frozen=True, slots=True)
-class Wire:
+class Wire(Struct, frozen=True):
     """`data` is the whole message; `target`, `headers` and `trailers` are those within it. `keep_alive` is False
     when the request itself asks that the connection be closed."""
 
@@ -31,14 +34,14 @@ class Wire:
 def render(request: RawRequest) -> Wire:
     """Raises Unsendable when method, header or framing cannot be put on the wire as they are."""
     deviations: list[str] = []
-    headers = [pair for pair in request.headers if not _is_for_a_proxy(pair[0], deviations)]
-    chunked = _is_chunked(headers)
+    headers, notable = _scan(request.headers, deviations)
+    chunked = _is_chunked(notable[b"transfer-encoding"]) if b"transfer-encoding" in notable else False
     if chunked:
-        headers = _without_length(headers, deviations)
+        headers = _without_length(headers, notable, deviations)
         if request.body:
             deviations.append("transfer-encoding: chunk sizes are not recorded, the body is one chunk")
     else:
-        headers = _with_right_length(headers, len(request.body), deviations)
+        headers = _with_right_length(headers, notable, len(request.body), deviations)
     trailers = list(request.trailers) if chunked else []
     if request.trailers and not chunked:
         deviations.append("trailers: left out, the body is not chunked")
@@ -50,48 +53,59 @@ def render(request: RawRequest) -> Wire:
         data=head + (_chunked_body(request.body, trailers) if chunked else request.body),
         headers=headers,
         trailers=trailers,
-        keep_alive=_keeps_alive(request.http_version, headers),
+        keep_alive=_keeps_alive(request.http_version, notable),
         deviations=tuple(deviations),
     )
 
 
-def _is_for_a_proxy(name: bytes, deviations: list[str]) -> bool:
-    if name[:6].lower() != b"proxy-":
-        return False
-    deviations.append(f"{name.decode('latin-1').lower()}: not sent, it is meant for a proxy")
-    return True
+def _scan(headers: Headers, deviations: list[str]) -> tuple[list[tuple[bytes, bytes]], Notable]:
+    """One pass: the headers that are sent, and the values of those that framing and reuse depend on."""
+    kept: list[tuple[bytes, bytes]] = []
+    notable: Notable = {}
+    for pair in headers:
+        name = pair[0]
+        lower = name.lower().strip()  # a space before the colon fools some parsers: it counts as the header
+        if lower in _NOTABLE:
+            notable.setdefault(lower, []).append(pair[1])
+        elif lower[:6] == b"proxy-":
+            deviations.append(f"{lower.decode('latin-1')}: not sent, it is meant for a proxy")
+            continue
+        elif not name or b":" in name:
+            raise Unsendable(f"the header name {name!r} cannot be sent in HTTP/1")
+        kept.append(pair)
+    return kept, notable
 
 
-def _is_chunked(headers: Headers) -> bool:
-    codings = [coding for value in _values(headers, b"transfer-encoding") for coding in value.lower().split(b",")]
-    if not codings:
-        return False
-    if codings[-1].strip() == b"chunked":
+def _is_chunked(values: list[bytes]) -> bool:
+    codings = [coding.strip() for value in values for coding in value.lower().split(b",")]
+    if codings[-1] == b"chunked":
         return True
     raise Unsendable(
-        f"the request has Transfer-Encoding {b','.join(codings).decode('latin-1')!r}, "
+        f"the request has Transfer-Encoding {b', '.join(codings).decode('latin-1')!r}, "
         "which does not end in chunked, so its length cannot be told to the target"
     )
 
 
-def _without_length(headers: list[tuple[bytes, bytes]], deviations: list[str]) -> list[tuple[bytes, bytes]]:
+def _without_length(
+    headers: list[tuple[bytes, bytes]], notable: Notable, deviations: list[str]
+) -> list[tuple[bytes, bytes]]:
     """Content-Length beside chunked is a smuggling shape (RFC 9112 6.1)."""
-    kept = [pair for pair in headers if pair[0].strip().lower() != b"content-length"]
-    if len(kept) != len(headers):
-        deviations.append("content-length: not sent beside Transfer-Encoding")
-    return kept
+    if b"content-length" not in notable:
+        return headers
+    deviations.append("content-length: not sent beside Transfer-Encoding")
+    return [pair for pair in headers if pair[0].strip().lower() != b"content-length"]
 
 
 def _with_right_length(
-    headers: list[tuple[bytes, bytes]], size: int, deviations: list[str]
+    headers: list[tuple[bytes, bytes]], notable: Notable, size: int, deviations: list[str]
 ) -> list[tuple[bytes, bytes]]:
-    right = b"%d" % size
-    told = _values(headers, b"content-length")
-    if not told:
+    told = notable.get(b"content-length")
+    if told is None:
         if size:
             deviations.append(f"content-length: added, the body has {size} bytes")
-            return [*headers, (b"Content-Length", right)]
+            return [*headers, (b"Content-Length", b"%d" % size)]
         return headers
+    right = b"%d" % size
     if all(value == right for value in told):
         return headers
     deviations.append(f"content-length: corrected from {b', '.join(told).decode('latin-1')} to {size}")
@@ -104,11 +118,6 @@ def _with_right_length(
             corrected.append((name, right))
             seen = True
     return corrected
-
-
-def _values(headers: Headers, lower_name: bytes) -> list[bytes]:
-    length = len(lower_name)
-    return [value for name, value in headers if len(name) >= length and name.strip().lower() == lower_name]
 
 
 def _target(target: bytes, deviations: list[str]) -> bytes:
@@ -135,9 +144,6 @@ def _lines(headers: Headers) -> bytes:
     # One look at the whole instead of one at each value.
     if lines.count(b"\r") != len(headers) or lines.count(b"\n") != len(headers) or b"\0" in lines:
         _refuse_breaks(headers)
-    for name, _ in headers:
-        if not name or b":" in name:
-            raise Unsendable(f"the header name {name!r} cannot be sent in HTTP/1")
     return lines
 
 
@@ -148,16 +154,13 @@ def _refuse_breaks(headers: Headers) -> None:
 
 
 def _chunked_body(body: bytes, trailers: Headers) -> bytes:
+    if any(not name or b":" in name for name, _ in trailers):
+        raise Unsendable("a trailer has a name that cannot be sent in HTTP/1")
     chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
     return chunk + b"0\r\n" + _lines(trailers) + b"\r\n"
 
 
-def _keeps_alive(http_version: str, headers: Headers) -> bool:
-    tokens = set(_tokens(_values(headers, b"connection")))
-    if http_version == "HTTP/1.0":
-        return b"keep-alive" in tokens
-    return b"close" not in tokens
-
-
-def _tokens(values: Iterable[bytes]) -> Iterable[bytes]:
-    return (token.strip().lower() for value in values for token in value.split(b","))
+def _keeps_alive(http_version: str, notable: Notable) -> bool:
+    values = notable.get(b"connection", ())
+    tokens = {token.strip().lower() for value in values for token in value.split(b",")}
+    return b"keep-alive" in tokens if http_version == "HTTP/1.0" else b"close" not in tokens
