@@ -123,6 +123,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         try:
             await self._place(client)
             await self._fetch(client, max_records, max_bytes, timeout)
+        except IllegalStateError:
+            return Batch()  # a rebalance took the partitions in the middle; the next poll places the new ones
         except (KafkaError, OSError) as error:
             await self._give_up()
             raise Unavailable(f"Kafka: reading as group {self._group}: {reason(error)}") from error
