@@ -16,7 +16,7 @@ from pathlib import Path
 from megido_ingest.jsonlogs import JsonLogWriter
 asyncio.run(JsonLogWriter(sys.argv[1], Path(sys.argv[2])).run(asyncio.Event()))
 """
-FLOWS, BATCH = 1500, 100
+FLOWS, BATCH = 800, 100
 
 
 def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
     kills = 0
     while not _done(store, target):
         assert kills < 200, f"seed {seed}"
-        enough = _count(root) + chance.randrange(50, 500)
+        enough = _count(root) + chance.randrange(50, 300)
         writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root)])
         try:
             until(lambda enough=enough: _count(root) >= enough or _done(store, target), "files are written")

@@ -196,15 +196,18 @@ def auth_entry(row: Row[Any]) -> Entry:
 
 def stamp(moment: datetime) -> str:
     """The founding document's form: ISO 8601 with microseconds, UTC, without an offset."""
-    return moment.replace(tzinfo=None).isoformat(timespec="microseconds")
+    return moment.isoformat(timespec="microseconds")[:26]
+
+
+# Formatted by hand: strftime takes 9 µs a call, and a flow needs five.
 
 
 def _day(moment: datetime) -> str:
-    return moment.strftime("%Y%m%d")
+    return f"{moment.year:04d}{moment.month:02d}{moment.day:02d}"
 
 
 def _name(moment: datetime, word: str) -> str:
-    return moment.strftime("%H%M%S_%f_") + _word(word)
+    return f"{moment.hour:02d}{moment.minute:02d}{moment.second:02d}_{moment.microsecond:06d}_{_word(word)}"
 
 
 def _word(text: str) -> str:

@@ -23,6 +23,7 @@ class LogTree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._prefix = f"{root}/"  # a Path a file costs more than rendering what goes into it
         self._made: set[str] = set()
 
     def write(self, entry: Entry) -> None:
@@ -54,11 +55,11 @@ class LogTree:
         self._made.add(folder)
 
     def _write_as(self, entry: Entry, name: str, content: bytes) -> bool:
-        path = self.root / name
         try:
-            self._create(entry.folder, path, content)
+            self._create(entry.folder, self._prefix + name, content)
             return True
         except FileExistsError:
+            path = self.root / name
             existing = path.read_bytes()
         owner = _owner(existing, entry.owner_field)
         if owner is None:
@@ -69,7 +70,7 @@ class LogTree:
             _replace(path, content)
         return True
 
-    def _create(self, folder: str, path: Path, content: bytes) -> None:
+    def _create(self, folder: str, path: str, content: bytes) -> None:
         if folder not in self._made:
             self.make(folder)
         try:
