@@ -151,10 +151,10 @@ _groups = itertools.count()
 
 
 @asynccontextmanager
-async def replaying(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
+async def replaying(settings: Settings, *, forwarder: bool = False) -> AsyncIterator[asyncio.Task[None]]:
     """The service, stopped as SIGTERM stops it."""
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(settings, stop, forwarder=False))
+    task = asyncio.create_task(serve(settings, stop, forwarder=forwarder))
     try:
         yield task
     finally:
