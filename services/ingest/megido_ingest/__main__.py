@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -174,12 +175,20 @@ def _ops_server(metrics: Metrics, health: Health, port: int) -> OpsServer:
         ) from error
 
 
+def tune_collector() -> None:
+    """A batch is tens of thousands of objects without cycles, all freed by counting: looking for cycles at every
+    few hundred of them costs a tenth of the preparation."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     service.setup_logging()
 
     def run() -> None:
         settings = parse(argv, os.environ)
         _log.info("storing in %s", hide_password(settings.common.database_url))
+        tune_collector()
         asyncio.run(serve(settings))
 
     return service.guard(run)

@@ -1,4 +1,4 @@
-"""The real `megido ingest` process over the local bus."""
+"""The real `megido ingest` process."""
 
 import os
 import re
@@ -17,9 +17,10 @@ from tests.support.waiting import until
 
 
 class IngestProcess:
-    """Started at once; `failpoint` is MEGIDO_FAILPOINT."""
+    """Started at once, over the local bus or Kafka; `failpoint` is MEGIDO_FAILPOINT."""
 
-    def __init__(self, url: str, data_dir: Path, *, failpoint: str = "") -> None:
+    def __init__(self, url: str, data_dir: Path, *, kafka: str = "", failpoint: str = "") -> None:
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
         self._output = data_dir.parent / f"ingest-{len(list(data_dir.parent.glob('ingest-*')))}.log"
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MEGIDO_", "PROXY_"))}
         if failpoint:
@@ -28,6 +29,7 @@ class IngestProcess:
             sys.executable, "-m", "megido_ingest", "--data-dir", str(data_dir), "--database-url", url,
             "--metrics-port", "0", "--log-dir", str(data_dir.parent / "logs"),
         ]  # fmt: skip
+        command += ["--kafka", kafka] if kafka else []
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
 
