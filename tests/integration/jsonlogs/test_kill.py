@@ -4,8 +4,11 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+
+import pytest
 
 from tests.integration.jsonlogs.rows import MOMENT, Store
 from tests.support.waiting import until
@@ -16,7 +19,8 @@ from pathlib import Path
 from megido_ingest.jsonlogs import JsonLogWriter
 asyncio.run(JsonLogWriter(sys.argv[1], Path(sys.argv[2])).run(asyncio.Event()))
 """
-FLOWS, BATCH = 800, 100
+pytestmark = pytest.mark.timeout(300)
+FLOWS, BATCH, KILLS = 800, 50, 6
 
 
 def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
@@ -35,18 +39,11 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
         stored += store.flows(batch)
     target = store.last_seq()
 
-    kills = 0
-    while not _done(store, target):
-        assert kills < 200, f"seed {seed}"
-        enough = _count(root) + chance.randrange(50, 300)
-        writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root)])
-        try:
-            until(lambda enough=enough: _count(root) >= enough or _done(store, target), "files are written")
-        finally:
-            writer.kill()
-            writer.wait()
-        kills += 1
-    assert kills > 3, "it was not killed while it had work"
+    for _ in range(KILLS):
+        enough = _count(root) + chance.randrange(50, 200)
+        _run_until(lambda enough=enough: _count(root) >= enough, database, root)
+    assert not _done(store, target), "it was not killed while it had work"
+    _run_until(lambda: _done(store, target), database, root)
 
     for kind in ("requests", "responses"):
         files = list((root / kind).rglob("*"))
@@ -54,6 +51,16 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
         owners = [entry["flow_id"] for entry in entries]
         assert len(owners) == FLOWS, f"seed {seed}"
         assert set(owners) == {flow_id.hex for flow_id in stored}, f"seed {seed}"
+
+
+def _run_until(condition: Callable[[], bool], database: str, root: Path) -> None:
+    """Starts a writer and kills it when the condition holds."""
+    writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root)])
+    try:
+        until(condition, "files are written", seconds=60)
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 def _count(root: Path) -> int:

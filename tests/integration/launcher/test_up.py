@@ -20,6 +20,9 @@ from megido_shared.errors import ConfigurationError
 from tests.e2e.stack import MEGIDO, Stack, clean_environment, free_port
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.timeout(300)
+"""A start takes 5 s when nothing else runs."""
+
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
