@@ -11,6 +11,7 @@ import httpx
 import psycopg
 import pytest
 
+from megido_api.__main__ import main
 from megido_shared.bus.local import Journal
 from megido_shared.datadir import DataDir
 from megido_shared.testing import a_completed_flow
@@ -24,22 +25,24 @@ def get(port: int, path: str, **options: Any) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=30, **options)
 
 
-def refused(*arguments: str, **env: str) -> str:
-    """The one line that a start with these arguments ends with."""
-    command = [sys.executable, "-m", "megido_api", *arguments]
-    done = subprocess.run(command, env=environment(**env), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2, done
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done.stderr
+def test_bad_configuration_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MEGIDO_API_TOKEN", "MEGIDO_DATABASE_URL", "MEGIDO_DATA_DIR", "MEGIDO_KAFKA"):
+        monkeypatch.delenv(name, raising=False)
 
+    def refused(*arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        said = capsys.readouterr().err
+        assert len(said.strip().splitlines()) == 1, said
+        return said
 
-def test_bad_configuration_is_one_line(tmp_path: Path) -> None:
-    database = ["--database-url", "postgresql://localhost/x", "--data-dir", str(tmp_path)]
-    assert "MEGIDO_DATABASE_URL" in refused("--data-dir", str(tmp_path))
+    data = ["--data-dir", str(tmp_path)]
+    database = ["--database-url", "postgresql://localhost/x", *data]
+    assert "MEGIDO_DATABASE_URL" in refused(*data)
     assert "MEGIDO_API_TOKEN" in refused("--host", "0.0.0.0", *database)
     assert "MEGIDO_API_TOKEN" in refused("--host", "::", *database)
-    assert "too short" in refused(*database, MEGIDO_API_TOKEN="short")
-    assert "postgresql://" in refused("--database-url", "mysql://x/y", "--data-dir", str(tmp_path))
+    assert "postgresql://" in refused("--database-url", "mysql://x/y", *data)
     assert "--port" in refused("--port", "70000", *database)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -47,10 +50,17 @@ def test_bad_configuration_is_one_line(tmp_path: Path) -> None:
         assert "cannot listen" in refused("--port", str(taken.getsockname()[1]), *database)
     (tmp_path / "file").write_text("")
     assert "data directory" in refused("--database-url", "postgresql://x/y", "--data-dir", str(tmp_path / "file"))
+    monkeypatch.setenv("MEGIDO_API_TOKEN", "short")
+    assert "too short" in refused(*database)
 
 
-def test_help_names_every_flag() -> None:
-    done = subprocess.run([sys.executable, "-m", "megido_api", "--help"], capture_output=True, text=True, timeout=60)
+def test_a_refusal_and_the_help_of_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "megido_api"]
+    done = subprocess.run(
+        [*command, "--host", "0.0.0.0"], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    done = subprocess.run([*command, "--help"], env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     for flag in ("--host", "--port", "--allow-host", "--database-url", "--data-dir", "--kafka"):
         assert flag in done.stdout
@@ -107,8 +117,7 @@ def test_kafka_away_keeps_what_is_posted_and_ends_in_time(database: str, tmp_pat
         assert admin.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("wait", [True, False])
-def test_stopping_answers_a_waiting_replay(database: str, tmp_path: Path, wait: bool) -> None:
+def test_stopping_answers_a_waiting_replay(database: str, tmp_path: Path) -> None:
     """Nobody replays here, so a waiting request would go on waiting for half a minute."""
     data = DataDir(tmp_path / "data")
     journal = Journal.open(data, "capture")
@@ -126,7 +135,7 @@ def test_stopping_answers_a_waiting_replay(database: str, tmp_path: Path, wait: 
 
         def replay() -> None:
             url = f"http://127.0.0.1:{port}/proxy/api/requests/{number}/replay/"
-            answers.append(httpx.post(url, json={"wait": wait}, trust_env=False, timeout=60))
+            answers.append(httpx.post(url, trust_env=False, timeout=60))
 
         waiting = threading.Thread(target=replay)
         waiting.start()

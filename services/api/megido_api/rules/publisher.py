@@ -7,7 +7,7 @@ from contextlib import suppress
 import msgspec
 from psycopg import Error as PsycopgError
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from megido_api.rules import queries
 from megido_shared.bus.base import Bus
@@ -53,23 +53,23 @@ class RulesPublisher:
     async def publish(self) -> int:
         """Makes the bus hold what Postgres holds; returns the version. One publisher at a time, whatever the
         number of APIs."""
-        async with self._engine.begin() as connection, asyncio.timeout(_BUS_TIMEOUT_S):
-            await queries.lock_publishing(connection)
-            current = _decode(await self._bus.get_config(queries.SCOPE))
-            wanted = await self._wanted(connection, current)
-            if wanted != current:
-                await self._bus.put_config(queries.SCOPE, encode_snapshot(wanted))
-            return wanted.version
+        while True:
+            async with self._engine.begin() as connection, asyncio.timeout(_BUS_TIMEOUT_S):
+                await queries.lock_publishing(connection)
+                current = _decode(await self._bus.get_config(queries.SCOPE))
+                wanted = await queries.snapshot(connection)
+                if wanted is not None and not _hides(current, wanted):
+                    if wanted != current:
+                        await self._bus.put_config(queries.SCOPE, encode_snapshot(wanted))
+                    return wanted.version
+                # Committed before anything is published: a version must never be given twice.
+                await queries.raise_version(connection, at_least=current.version + 1 if current else 1)
 
-    async def _wanted(self, connection: AsyncConnection, current: Snapshot | None) -> Snapshot:
-        """The snapshot of Postgres, whose version must exceed that of another one that is on the bus already
-        (a new database under an old bus): proxies take only risen versions."""
-        found = await queries.snapshot(connection)
-        if found is None or (current is not None and current != found and current.version >= found.version):
-            await queries.raise_version(connection, at_least=current.version + 1 if current else 1)
-            found = await queries.snapshot(connection)
-        assert found is not None
-        return found
+
+def _hides(current: Snapshot | None, wanted: Snapshot) -> bool:
+    """Whether proxies, which take only risen versions, would not take the wanted snapshot after the current one:
+    a new database under an old bus."""
+    return current is not None and current != wanted and current.version >= wanted.version
 
 
 def _decode(raw: bytes | None) -> Snapshot | None:
