@@ -60,6 +60,9 @@ def parser(defaults: CaptureSettings) -> argparse.ArgumentParser:
     made.add_argument(
         "--forwarder", action=argparse.BooleanOptionalAction, default=True, help="Ship the journal by a child process."
     )
+    made.add_argument(
+        "--fastpath", action=argparse.BooleanOptionalAction, default=True, help="Replace mitmproxy's hot spots."
+    )
     made.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="/livez, /readyz, /metrics; 0 picks one.")
     made.add_argument(
         "--set", dest="options", action="append", default=[], metavar="NAME=VALUE", help="Any option of mitmproxy."
@@ -88,7 +91,7 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str]) -> None:
     modes = arguments.mode or ["regular"]
     _check_modes(modes)
     addon = MegidoAddon(env, hosted=False)
-    master = CaptureMaster(addon, modes)
+    master = CaptureMaster(addon, modes, fast=arguments.fastpath)
     _configure(master, arguments, modes)
     ready: list[str] = ["the proxy does not listen yet"]
     registry = CollectorRegistry()
