@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-ingest bench-journal clean
+.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-ingest bench-journal bench-replay clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ imports: setup ## The architecture's import rules
 fmt: setup ## Format, and mend what can be mended
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
+
+bench-replay: setup ## The replayer's sender against aiohttp
+	@$(PY) -m benchmarks.replay $(ARGS)
 
 bench: bench-capture bench-ingest ## All benchmarks
 
