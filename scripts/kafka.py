@@ -131,7 +131,13 @@ class Node:
         return ["java", *memory, logging, "-cp", f"{self._jars}/*", main]
 
     def _format(self) -> None:
-        command = [*self.tool("kafka.tools.StorageTool"), "format", f"--cluster-id={_cluster_id()}", "-c", str(self._settings)]
+        command = [
+            *self.tool("kafka.tools.StorageTool"),
+            "format",
+            f"--cluster-id={_cluster_id()}",
+            "-c",
+            str(self._settings),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if done.returncode:
             raise KafkaError(f"Kafka's storage in {self.data} could not be formatted:\n{done.stdout.strip()}")
