@@ -25,7 +25,7 @@ import psycopg
 
 from benchmarks.report import finish, ratio, say
 from megido_ingest import worker
-from megido_ingest.__main__ import tune_collector
+from megido_ingest.__main__ import tune_interpreter
 from megido_ingest.health import Health
 from megido_ingest.metrics import Metrics
 from megido_ingest.store import Store
@@ -299,7 +299,7 @@ def main(argv: Collection[str] | None = None) -> None:
     given = parser.parse_args(None if argv is None else list(argv))
     if given.short:
         given.rows, given.rounds, given.seconds = 4_000, 3, 5.0
-    tune_collector()
+    tune_interpreter()
     with tempfile.TemporaryDirectory(prefix="megido-bench-") as name:
         data_dir = DataDir(Path(name) / "data").ensure()
         server = EmbeddedPostgres(data_dir)

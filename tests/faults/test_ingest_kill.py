@@ -26,7 +26,7 @@ from tests.integration.ingest.support import Log, contents, empty, ingest, rows,
 from tests.integration.ingest.traffic import mixed_traffic
 from tests.support.waiting import until
 
-RECORDS = 2_600
+RECORDS = 4_000
 """Flows and the like, so nearly twice as many records: more than two full batches, and a point's second pass is in
 the middle."""
 SEED = 20_260_213
