@@ -25,7 +25,7 @@ test-deps: setup
 	@scripts/browser.sh
 
 test: test-deps lint types imports ## Everything: lint, types, import rules, all tests (real Kafka, Postgres and Chromium)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-unit: setup ## The tests that need no service
 	@$(PY) -m pytest tests/unit $(ARGS)

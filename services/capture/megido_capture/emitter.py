@@ -24,6 +24,8 @@ class JournalLike(Protocol):
     @property
     def epoch(self) -> bytes: ...
     @property
+    def last_seq(self) -> int: ...
+    @property
     def dropped(self) -> int: ...
     @property
     def dropped_terminal(self) -> int: ...
@@ -38,7 +40,7 @@ class Emitter:
     def __init__(self, journal: JournalLike, source_app: str) -> None:
         self.journal = journal
         self.source_app = source_app
-        self.last_seq = 0
+        self.last_seq = journal.last_seq
 
     def stamp(self, time_us: int) -> dict[str, Any]:
         """The fields of every event. For a record that is not terminal: `seq` is left at 0."""

@@ -18,7 +18,6 @@ from megido_capture.access import Access
 from megido_capture.connections import Connections
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
-from megido_capture.forwarding import Forwarder
 from megido_capture.heartbeat import Figures, Heartbeat
 from megido_capture.owndoor import OwnDoor
 from megido_capture.recorder import Recorder
@@ -31,6 +30,7 @@ from megido_capture.timeouts import Timeouts
 from megido_capture.websocket import WebSockets, observe_control_frames, stop_observing
 from megido_shared import ids
 from megido_shared.bus.base import Bus
+from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, group_is_live
 from megido_shared.clock import Clock, SystemClock
 from megido_shared.settings import Common
@@ -101,7 +101,7 @@ class Node:
         )
         self.figures = Figures(emitter, self.counters, self.registry)
         self._forwarder = (
-            Forwarder(place.common.data_dir, kafka=place.common.kafka, api_url=settings.api_url)
+            ForwarderChild(place.common.data_dir, kafka=place.common.kafka, api_url=settings.api_url)
             if place.forwarder
             else None
         )

@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from megido_replayer.addresses import Endpoint, parse_endpoints
 from megido_replayer.attempt import Tools
-from megido_replayer.forwarding import forward
 from megido_replayer.health import Health
 from megido_replayer.metrics import Metrics
 from megido_replayer.notifications import listen
@@ -24,6 +23,7 @@ from megido_replayer.recording import Recorder
 from megido_replayer.settings import DEFAULT_MAX_BODY_SIZE, DEFAULT_METRICS_PORT, Settings
 from megido_replayer.transport import Sender, TlsContexts
 from megido_replayer.worker import Parts, Worker
+from megido_shared.bus.forwarder_child import ForwarderChild, keep_running
 from megido_shared.bus.local import Journal
 from megido_shared.bus.open import open_bus
 from megido_shared.clock import SystemClock
@@ -147,7 +147,9 @@ async def serve(settings: Settings, stop: asyncio.Event, *, forwarder: bool = Tr
             asyncio.create_task(_beat(parts, ops)),
         ]
         if settings.common.kafka and forwarder:
-            tasks.append(asyncio.create_task(forward(settings.common)))
+            tasks.append(
+                asyncio.create_task(keep_running(ForwarderChild(settings.common.data_dir, kafka=settings.common.kafka)))
+            )
         stack.push_async_callback(_cancel, tasks)
         tools.recorder.status("started", **_status(parts))
         await Worker(parts).run()

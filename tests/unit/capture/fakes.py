@@ -20,11 +20,11 @@ class MemoryJournal:
     records: list[Any] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     broken: bool = False
-    seq: int = 0
+    last_seq: int = 0
 
     def next_seq(self) -> int:
-        self.seq += 1
-        return self.seq
+        self.last_seq += 1
+        return self.last_seq
 
     def append(self, topic: str, key: bytes, value: bytes, seq: int = 0) -> bool:
         if self.broken:

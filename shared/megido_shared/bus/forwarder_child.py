@@ -1,5 +1,6 @@
-"""The forwarder child: ships the journal from a process of its own, so that the proxy's core pays nothing for it."""
+"""The forwarder as a child of a service that has a journal: shipping costs the service's own core nothing."""
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -19,10 +20,12 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Forwarder:
-    """Keeps one child running from `start` to `stop`; it idles by itself while a local ingest reads the journal."""
+class ForwarderChild:
+    """Keeps one child running between the first `tick` and `stop`, which the caller's main thread calls. Over HTTP
+    it idles by itself while a local ingest reads the journal; several on one data directory share its files, so
+    it does no harm beside another service's."""
 
-    def __init__(self, data_dir: DataDir, *, kafka: str, api_url: str) -> None:
+    def __init__(self, data_dir: DataDir, *, kafka: str, api_url: str = "") -> None:
         target = ["--kafka", kafka] if kafka else ["--api-url", api_url]
         self._command = [
             sys.executable,
@@ -61,12 +64,21 @@ class Forwarder:
         if child is None or child.poll() is not None:
             return
         child.terminate()
-        deadline = time.monotonic() + timeout
         try:
-            child.wait(max(0.0, deadline - time.monotonic()))
+            child.wait(timeout)
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+
+
+async def keep_running(child: ForwarderChild) -> None:
+    """Until cancelled; then the child is stopped."""
+    try:
+        while True:
+            child.tick(time.monotonic())
+            await asyncio.sleep(1.0)
+    finally:
+        await asyncio.to_thread(child.stop)
 
 
 def _die_with_parent() -> None:
