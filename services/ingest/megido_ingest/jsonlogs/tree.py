@@ -1,12 +1,14 @@
 """The files below a log root: who owns a name, and what a crash may leave behind.
 
-A new file is written plainly (a temporary file and a rename cost ten times as much, and a flow has two). A kill
-in between leaves a half file; but the reader's position in the feed moves on only after a whole batch, so the
-next start writes everything since then again, in the same order: whoever wanted the name first meets the half
-file first and completes it. That holds only for names that were new, so a file that exists whole is replaced by
-rename. (Against a power cut nothing here is synced: Postgres is the truth, these files are a copy.)
+A new file is written without a name and linked into its folder when it is whole (`O_TMPFILE`), so that nobody reads
+half of one and a kill leaves nothing behind; it costs what a plain write does, a temporary file and a rename cost
+more. Where the file system cannot do that, it is written plainly: a kill may then leave a half file, but the
+reader's position in the feed moves on only after a whole batch, so the next start writes everything since then again,
+in the same order, and whoever wanted the name first meets the half file first and completes it. A file that exists
+whole is replaced by rename. (Against a power cut nothing here is synced: Postgres is the truth, these are a copy.)
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -15,6 +17,9 @@ import msgspec
 from megido_ingest.jsonlogs.entries import Entry
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMELESS = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+_NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+"""What a file system or kernel without O_TMPFILE says."""
 _REPAIR = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -25,6 +30,7 @@ class LogTree:
         self.root = root
         self._prefix = f"{root}/"  # a Path a file costs more than rendering what goes into it
         self._made: set[str] = set()
+        self._nameless = True
 
     def write(self, entry: Entry) -> None:
         """Idempotent: the same flow ends in the same file, whatever was there before. Another flow's name gets
@@ -74,11 +80,23 @@ class LogTree:
         if folder not in self._made:
             self.make(folder)
         try:
-            descriptor = os.open(path, _CREATE, 0o600)
+            self._create_in_place(folder, path, content)
         except FileNotFoundError:  # somebody tidied up
             self.make(folder)
-            descriptor = os.open(path, _CREATE, 0o600)
-        _put(descriptor, content)
+            self._create_in_place(folder, path, content)
+
+    def _create_in_place(self, folder: str, path: str, content: bytes) -> None:
+        if self._nameless:
+            try:
+                descriptor = os.open(f"{self._prefix}{folder}", _NAMELESS, 0o600)
+            except OSError as error:
+                if error.errno not in _NO_NAMELESS:
+                    raise
+                self._nameless = False
+            else:
+                _put(descriptor, content, link_as=path)
+                return
+        _put(os.open(path, _CREATE, 0o600), content)
 
     def _remove_superseded(self, entry: Entry) -> None:
         folder, _, stem = entry.superseded.rpartition("/")
@@ -111,11 +129,14 @@ def _owner(content: bytes, field: str) -> str | None:
     return str(found.get(field)) if isinstance(found, dict) else None
 
 
-def _put(descriptor: int, content: bytes) -> None:
+def _put(descriptor: int, content: bytes, *, link_as: str = "") -> None:
     try:
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]
+        if link_as:
+            # With a directory descriptor Python calls linkat, which alone follows the link in /proc.
+            os.link(f"/proc/self/fd/{descriptor}", link_as, src_dir_fd=descriptor, follow_symlinks=True)
     finally:
         os.close(descriptor)
 
