@@ -1,6 +1,7 @@
 """What only the local bus can meet: damaged, unfinished and freed segments, dead writers, many processes."""
 
 import asyncio
+import errno
 import os
 import random
 import time
@@ -14,9 +15,11 @@ from megido_shared.bus.base import Batch, Gap, Record, Stream
 from megido_shared.bus.local import Journal, LocalBus, follow, group_is_live, locks
 from megido_shared.bus.local.consumer import LocalConsumer
 from megido_shared.bus.local.groups import Group
+from megido_shared.bus.local.reader import StreamReader
 from megido_shared.bus.local.segments import OVERHEAD, list_segments, pack
 from megido_shared.bus.topics import FLOWS
 from megido_shared.datadir import DataDir
+from megido_shared.errors import Unavailable
 
 T = FLOWS.name
 RECORD = OVERHEAD + 1 + 1000
@@ -257,6 +260,68 @@ async def test_a_consumer_frees_the_segments_of_slots_without_a_writer_and_only_
                     break
                 await asyncio.sleep(0.1)
     assert len(list_segments(data.bus / "dead-0")[T]) == 1
+
+
+class Faulty:
+    """Makes a method of the readers of one slot fail as with too many open files, until it is told otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, slot: str, after: int = 0) -> None:
+        self.active = True
+        self.left = after
+        real = getattr(StreamReader, method)
+
+        def call(reader: StreamReader, *arguments: object) -> object:
+            if self.active and reader.slot.name == slot:
+                if self.left <= 0:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(reader.slot))
+                self.left -= 1
+            return real(reader, *arguments)
+
+        monkeypatch.setattr(StreamReader, method, call)
+
+
+@pytest.mark.parametrize(("streams", "after"), [(3, 0), (1, 1)])
+async def test_a_stream_that_cannot_be_read_now_costs_no_record(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch, streams: int, after: int
+) -> None:
+    """Neither one of the other streams, which were read already, nor (`after` a first piece) one of its own."""
+    journals = [Journal.open(data, "capture") for _ in range(streams)]
+    values = [[b"%d %1000d" % (number, n) for n in range(1500)] for number in range(streams)]
+    for journal, part in zip(journals, values, strict=True):
+        fill(journal, *part)
+    faulty = Faulty(monkeypatch, "_step", journals[-1].node, after)
+    async with reading(data) as consumer:
+        seen: list[bytes] = []
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    seen += [record.value for record in (await consumer.poll(timeout=0)).records]
+                except Unavailable as error:
+                    assert "Too many open files" in str(error)
+                    break
+        faulty.active = False
+        found = await until(consumer, lambda records, gaps: len(seen) + len(records) >= 1500 * streams)
+        seen += [record.value for record in found.records]
+    assert sorted(seen) == sorted(value for part in values for value in part)
+    for journal in journals:
+        journal.close()
+
+
+async def test_a_stream_that_cannot_be_begun_is_left_to_the_next_look(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals = [Journal.open(data, "capture") for _ in range(2)]
+    for journal in journals:
+        fill(journal, b"value")
+        Group(data, "ingest").write_ack(Stream(journal.epoch.hex(), T, 0), 0)
+    faulty = Faulty(monkeypatch, "seek", journals[0].node)
+    async with reading(data) as consumer:
+        with pytest.raises(Unavailable, match="Too many open files"):
+            await consumer.poll(timeout=1)
+        faulty.active = False
+        await until(consumer, lambda records, gaps: len(records) == 2)
+    for journal in journals:
+        journal.close()
 
 
 async def test_whether_a_group_is_live_can_be_asked_without_disturbing_it(data: DataDir) -> None:

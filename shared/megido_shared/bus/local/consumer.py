@@ -103,7 +103,7 @@ class LocalConsumer:
             batch = await asyncio.shield(self._reading)
         except OSError as error:
             self._reading = None
-            raise Unavailable(f"a segment cannot be read: {error.strerror} ({error.filename})") from error
+            raise _unreadable(error) from error
         self._reading = None
         return Batch(
             [record for record in batch.records if record.stream in self._held],
@@ -111,9 +111,11 @@ class LocalConsumer:
         )
 
     def _collect(self, readers: list[StreamReader], max_records: int, max_bytes: int) -> Batch:
-        """Fills one batch, beginning at another stream each time so that none starves."""
+        """Fills one batch, beginning at another stream each time so that none starves. A stream that cannot be read
+        costs the others nothing: the error is raised when there is nothing else."""
         records: list[Record] = []
         gaps, self._gaps = self._gaps, []
+        failed: OSError | None = None
         room = max_bytes
         self._first = (self._first + 1) % max(1, len(readers))
         for reader in [*readers[self._first :], *readers[: self._first]]:
@@ -121,17 +123,27 @@ class LocalConsumer:
                 break
             if not reader.has_news():
                 continue
-            for item in reader.read(max_records - len(records), room):
+            try:
+                found = reader.read(max_records - len(records), room)
+            except OSError as error:
+                failed = error
+                continue
+            for item in found:
                 if isinstance(item, Record):
                     records.append(item)
                     room -= len(item.value) + len(item.key) + OVERHEAD
                 else:
                     gaps.append(item)
+        if failed and not (records or gaps):
+            raise failed
         return Batch(records, gaps)
 
     async def _keep_up(self) -> None:
         """Follows what changes around it: slots, segments, members."""
-        changed = self._discovery.look()
+        try:
+            changed = self._discovery.look()
+        except OSError as error:
+            raise _unreadable(error) from error
         if changed:
             for stream, reader in self._readers.items():
                 if found := self._discovery.streams.get(stream):
@@ -182,11 +194,17 @@ class LocalConsumer:
             for fd in taken.values():
                 os.close(fd)
             raise
+        failed: OSError | None = None
         for stream, fd in taken.items():
-            self._held[stream] = fd
-            self._begin(stream, stored.get(stream))
+            try:
+                self._begin(stream, fd, stored.get(stream))
+            except OSError as error:
+                os.close(fd)  # free for whoever can read it; the next look tries again
+                failed = error
+        if failed:
+            raise _unreadable(failed) from failed
 
-    def _begin(self, stream: Stream, position: Position | None) -> None:
+    def _begin(self, stream: Stream, fd: int, position: Position | None) -> None:
         found = self._discovery.streams[stream]
         reader = StreamReader(found.slot, stream, found.names)
         if position is None and (ack := self._group.ack(stream)) is not None:
@@ -195,6 +213,7 @@ class LocalConsumer:
             self._gaps.append(gap)
         self._committed[stream] = reader.position
         self._readers[stream] = reader
+        self._held[stream] = fd
 
     def _let_go(self, stream: Stream) -> None:
         self._readers.pop(stream).close()
@@ -214,3 +233,7 @@ class LocalConsumer:
             found = self._discovery.streams.get(stream)
             if found and not locks.slot_is_live(found.slot):
                 groups.free(found.slot, groups.freeable(self._data_dir, found.slot, found.names))
+
+
+def _unreadable(error: OSError) -> Unavailable:
+    return Unavailable(f"the local bus cannot be read: {error.strerror} ({error.filename})")

@@ -69,12 +69,18 @@ class StreamReader:
         self._waited_at = -1
 
     def read(self, max_records: int, max_bytes: int) -> list[Record | Gap]:
-        """What is there, in order; one record at least if there is one, whatever its size."""
+        """What is there, in order; one record at least if there is one, whatever its size. Raises OSError only when
+        it has nothing: what it has read already is behind its position and would be lost."""
         out: list[Record | Gap] = []
         taken = 0
         while len(out) < max_records and taken < max_bytes:
             before = self.position
-            if not self._step(out, max_records, max_bytes - taken):
+            try:
+                if not self._step(out, max_records, max_bytes - taken):
+                    break
+            except OSError:
+                if not out:
+                    raise
                 break
             taken += self.position - before
         return out
