@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts.kafka import Node
 
 from megido_api.settings import Settings
 from megido_shared.bus.open import open_bus
@@ -17,8 +18,8 @@ from tests.integration.api.harness import Ingest, eventually, running
 pytestmark = pytest.mark.kafka
 
 
-async def test_posts_and_rules(kafka: str, settings: Settings, tmp_path: Path) -> None:
-    common: Common = dataclasses.replace(settings.common, kafka=kafka)
+async def test_posts_and_rules(fresh_kafka: Node, settings: Settings, tmp_path: Path) -> None:
+    common: Common = dataclasses.replace(settings.common, kafka=fresh_kafka.bootstrap)
     bus = open_bus(common)
     await bus.create_topics(TOPICS)
     ingest = Ingest(bus, common.database_url)

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from scripts.kafka import Node
 
 from megido.launcher.options import UpOptions
 from megido_shared.db.postgres_binaries import BIN_VARIABLE
@@ -303,8 +304,8 @@ def test_children_are_known_by_more_than_their_pid(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka
-def test_on_kafka_one_forwarder_ships_everything(stack: Stack, site: str, kafka: str) -> None:
-    stack.kafka = kafka
+def test_on_kafka_one_forwarder_ships_everything(fresh_kafka: Node, stack: Stack, site: str) -> None:
+    stack.kafka = kafka = fresh_kafka.bootstrap
     stack.start()
     assert f"Kafka at {kafka}" in stack.screen()
     through_proxy(stack, f"{site}/shipped")

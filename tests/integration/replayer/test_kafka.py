@@ -34,7 +34,8 @@ async def ready(port: int) -> None:
 
 
 @pytest.mark.kafka
-async def test_commands_and_flows_on_kafka(world, kafka):
+async def test_commands_and_flows_on_kafka(world, fresh_kafka):
+    kafka = fresh_kafka.bootstrap
     bus = KafkaBus(kafka)
     await bus.create_topics(TOPICS)
     consumer = await bus.consumer(f"test-{ids.new_id().hex()}", [FLOWS])
