@@ -37,8 +37,8 @@ faults: test-deps ## The long form of the kill and outage tests
 	@MEGIDO_FAULTS=long $(PY) -m pytest tests/faults $(ARGS)
 
 lint: setup ## Style and formatting
-	@.venv/bin/ruff check .
-	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check --no-cache .
+	@.venv/bin/ruff format --no-cache --check .
 
 types: setup ## mypy --strict
 	@.venv/bin/mypy

@@ -3,9 +3,8 @@
 import asyncio
 import os
 
-from megido_shared.bus.open import open_bus
-
 from megido.terminal import write
+from megido_shared.bus.open import open_bus
 from megido_shared.bus.topics import TOPICS
 from megido_shared.db import migrate as schema
 from megido_shared.db.connect import hide_password
