@@ -38,6 +38,9 @@ _PLACE: tuple[tuple[str, Any, str], ...] = (
     ("megido_node", "capture", "Name of this node; its slot in the data directory is the name and a number."),
     ("megido_forwarder", True, "Ship the journal to Kafka or to api_url by a child process."),
 )
+_FIXED = ("api_url", "source_app", *(name for name, _, _ in _PLACE))
+"""What a running node cannot change: a new value is refused, not taken without effect."""
+_LISTENING = {"mode", "listen_host"}
 
 
 class MegidoAddon:
@@ -53,6 +56,7 @@ class MegidoAddon:
         self._hosted = hosted
         self._rebind = False
         self._begun = False
+        self._fixed: dict[str, Any] = {}
 
     def load(self, loader: addonmanager.Loader) -> None:
         defaults = self._defaults()
@@ -66,7 +70,7 @@ class MegidoAddon:
 
     def configure(self, updated: set[str]) -> None:
         if self.node is not None:
-            if updated & set(NAMES):
+            if updated & {*NAMES, *_FIXED, *_LISTENING}:
                 self._reconfigure()
         elif self._hosted and not self._begun:
             try:
@@ -85,6 +89,8 @@ class MegidoAddon:
             authority.ensure(common.data_dir.ca, options.key_size)
             options.update(confdir=str(common.data_dir.ca))
         unbound = _without_host(options.mode, options.listen_host)
+        if unbound and not self._hosted:
+            options.update(listen_host="127.0.0.1")
         self._rebind = self._hosted and unbound
         place = Place(
             common=common, name=options.megido_node, forwarder=options.megido_forwarder, loopback_only=self._rebind
@@ -93,6 +99,7 @@ class MegidoAddon:
         assert isinstance(proxyserver, Proxyserver)
         self.node = Node(settings, place, proxyserver)
         self.addons = self.node.addons
+        self._fixed = {name: getattr(options, name) for name in _FIXED}
 
     def running(self) -> None:
         if self.node is None:
@@ -141,9 +148,15 @@ class MegidoAddon:
 
     def _reconfigure(self) -> None:
         assert self.node is not None
+        options = ctx.options
         try:
+            if changed := [name for name, value in self._fixed.items() if getattr(options, name) != value]:
+                raise ConfigurationError(f"{changed[0]} cannot be changed while the proxy runs; start it anew")
             settings = self._settings()
-            check_listeners(settings, ctx.options.mode, ctx.options.listen_host)
+            check_listeners(settings, options.mode, options.listen_host)
+            if not self.node.access.loopback_only and not settings.auth_required:
+                # Only the listeners of the start are bound to loopback by us.
+                check_listeners(settings, options.mode, options.listen_host or "0.0.0.0")  # noqa: S104
         except ConfigurationError as error:
             raise exceptions.OptionsError(str(error)) from error
         self.node.apply(settings)

@@ -85,7 +85,9 @@ class Node:
             close_with=self._close_with,
             loopback_only=place.loopback_only,
         )
-        self.timeouts = Timeouts(settings, self.registry, self.connections, self.counters, self._cut)
+        self.timeouts = Timeouts(
+            settings, self.registry, self.connections, self.counters, cut=self._cut, silent_for=self._silent_for
+        )
         self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
         self.websockets.enabled = settings.websocket_enabled
         self.rule_source = RuleSource(
@@ -108,8 +110,8 @@ class Node:
         self.addons: list[Any] = [
             self.connections,
             self.access,  # before anybody records, or sets a stream
-            OwnDoor(settings.api_url),
             self.timeouts,
+            OwnDoor(settings.api_url, place.common.kafka),
             self.websockets,  # before the recorder forgets a handshake
             _Before(recorder),
             Rules(self.rule_set, self.registry, self.counters),
@@ -203,6 +205,11 @@ class Node:
             self._telling.add(told)
             told.add_done_callback(self._telling.discard)
         return transport.handler.cancel("timeout")
+
+    def _silent_for(self, client: connection.Client) -> float:
+        """Seconds since anything came from the client or from its upstreams."""
+        handler = self._proxyserver.connections.get(client.id)
+        return time.time() - handler.timeout_watchdog.last_activity if handler else 0.0
 
     def _close_with(self, client: connection.Client, data: bytes) -> None:
         """Writes to a client past mitmproxy's layers, which would wait for the rest of its request first."""

@@ -85,12 +85,22 @@ class Streaming:
 
         def append(index: int, data: bytes) -> None:
             emitter.chunk(state.flow_id, side, index, data, state.time_us)
+
+        def passing() -> None:
             state.active = time.monotonic()
 
         def failed(error: Exception) -> None:
             self.counters.hook_failed(f"{side}_body", error)
 
-        return Tee(append, self._recorder.cap, failed=failed, expected=expected, completed=completed, inner=inner)
+        return Tee(
+            append,
+            self._recorder.cap,
+            failed=failed,
+            expected=expected,
+            completed=completed,
+            inner=inner,
+            passing=passing,
+        )
 
 
 def _inner(stream: Stream | bool) -> Stream | None:

@@ -14,7 +14,8 @@ class Tee:
     """A `stream` callable for mitmproxy. What it is given goes to the journal first and then on, unchanged.
 
     `expected` is the declared length: when that much has passed, `completed` is called before the completing
-    piece is handed over, because with Content-Length the peer has everything once it has that piece.
+    piece is handed over, because with Content-Length the peer has everything once it has that piece. `passing` is
+    called for every piece, also for what lies above the cap.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Tee:
         expected: int | None = None,
         completed: Callable[[], None] | None = None,
         inner: Stream | None = None,
+        passing: Callable[[], None] | None = None,
     ) -> None:
         self._append = append
         self._cap = cap
@@ -33,6 +35,7 @@ class Tee:
         self._expected = expected
         self._completed = completed
         self._inner = inner
+        self._passing = passing
         self._hash = sha256()
         self.size = 0
         self.stored = 0
@@ -54,6 +57,8 @@ class Tee:
         if not data:
             self.ended = True
             return
+        if self._passing is not None:
+            self._passing()
         self.size += len(data)
         self._hash.update(data)
         room = self._cap - self.stored

@@ -29,13 +29,16 @@ class Timeouts:
         registry: Registry,
         connections: Connections,
         counters: Counters,
+        *,
         cut: Cut,
+        silent_for: Callable[[connection.Client], float],
     ) -> None:
         self.settings = settings
         self.counters = counters
         self._registry = registry
         self._connections = connections
         self._cut = cut
+        self._silent_for = silent_for
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @contained
@@ -78,8 +81,13 @@ class Timeouts:
             return
         for state in list(self._registry.older_than(now - limit)):
             waiting = state.sent and now - state.active > limit
-            if waiting and state.cut is None:
+            if waiting and state.cut is None and not self._arriving(state, limit):
                 self._end(state, f"the server sent nothing for {limit} seconds (transfer_timeout)")
+
+    def _arriving(self, state: FlowState, limit: float) -> bool:
+        """Whether a body that is read whole still comes in: no hook tells of its pieces."""
+        buffered = state.first_byte >= 0 and state.response_tee is None
+        return buffered and self._silent_for(state.flow.client_conn) <= limit
 
     def _end(self, state: FlowState, message: str) -> None:
         state.cut = Cause(ErrorType.TIMEOUT, message)
@@ -91,6 +99,10 @@ class Timeouts:
         self._timers.pop(data.server.id, None)
         if not data.server.connected:
             began = data.server.timestamp_start
+            if began is None and data.client.id not in self._registry.clients:
+                # Its client left while it waited: no hook says so, and nobody will open it any more.
+                self._registry.servers.pop(data.server.id, None)
+                return
             # None: it still waits for its turn (mitmproxy opens five connections to an address at a time), where
             # cancelling it would leave its flow without an end.
             left = seconds if began is None else seconds - (time.time() - began)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trustme
 
-from megido_shared.events import ErrorRaised, ErrorType, FlowFailed
+from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFailed
 from tests.integration.capture.conftest import server_context
 from tests.integration.capture.harness import Proxy, body, capture, curl, flows
 from tests.integration.capture.upstream import PIECE, Upstream, closed_port, full_backlog, serving
@@ -151,11 +151,42 @@ async def test_silent_upstream_with_transfer_timeout(tmp_path: Path, upstream: U
     assert event.failure.error_type is ErrorType.TIMEOUT and "transfer_timeout" in event.failure.message
 
 
+@contextlib.asynccontextmanager
+async def slowly(size: int, pieces: int) -> AsyncIterator[int]:
+    """A server that takes its time for a body, but never long between two pieces of it."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (size * pieces))
+        for _ in range(pieces):
+            await asyncio.sleep(0.3)
+            writer.write(bytes(size))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+async def test_a_slow_body_is_not_cut_by_transfer_timeout(tmp_path: Path, size: int) -> None:
+    """Neither one that is read whole nor one that streams, far above the cap."""
+    async with (
+        slowly(size, 7) as port,
+        capture(tmp_path / "data", "--transfer-timeout", "1", "--max-body-size", "10") as proxy,
+    ):
+        answer = await curl(proxy, f"http://127.0.0.1:{port}/")
+        found = await proxy.events()
+    assert (answer.code, len(answer.body)) == (0, 7 * size)
+    assert [type(event) for event in ended(found)] == [FlowCompleted]
+
+
 async def test_own_api_is_not_reachable_through_the_proxy(tmp_path: Path, upstream: Upstream) -> None:
     async with capture(tmp_path / "data", "--api-url", f"http://localhost:{upstream.port}") as proxy:
-        for host in ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.0.0.2"):
+        for host in ("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.0.0.2", "127.1", "2130706433"):
             assert (await curl(proxy, f"http://{host}:{upstream.port}/plain")).status == 502
-        found = await proxy.until(lambda events: len(flows(events, FlowFailed)) == 5)
+        found = await proxy.until(lambda events: len(flows(events, FlowFailed)) == 7)
     assert [head for head in upstream.seen if b"payload-rules" not in head] == []
     assert all("own API" in event.failure.message for event in flows(found, FlowFailed))
 

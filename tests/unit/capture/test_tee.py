@@ -48,6 +48,14 @@ def test_another_addons_stream_function_goes_on_working() -> None:
     assert tee(b"abc") == [b"ABC"] and kept == [(0, b"abc")]
 
 
+def test_every_piece_is_a_sign_of_life_also_above_the_cap() -> None:
+    signs: list[int] = []
+    tee, kept, _ = made(cap=1, passing=lambda: signs.append(1))
+    for piece in (b"ab", b"cd", b"ef", b""):
+        tee(piece)
+    assert len(signs) == 3 and kept == [(0, b"a")]
+
+
 def test_nothing_is_kept_after_the_end_was_written() -> None:
     tee, kept, _ = made()
     tee.closed = True
