@@ -24,6 +24,9 @@ ORIGIN_AUTH = 2
 
 _YEAR_1_US = -62_135_596_800_000_000
 _YEAR_10000_US = 253_402_300_800_000_000
+_LONGEST_US = 366 * 86_400_000_000
+"""Of a flow. Durations are summed in counters: a few of those that an integer may hold would overflow them, and
+then no later batch could be stored."""
 _NO_EPOCH = bytes(16)
 _DAY_ZERO = date(2000, 1, 1)
 _IDENTITY: dict[type, tuple[str, ...]] = {
@@ -185,6 +188,7 @@ class _Preparation:
         known = self._flows.get(event.flow_id)
         if known is not None and known[0] >= order:
             return
+        _check_flow(event)
         packed = flows.pack_flow(event, self._chunks, self._body)
         self._flows[event.flow_id] = (order, packed, event)
         self._days.add(flows.day_number(event.flow_id))
@@ -319,6 +323,19 @@ def _check(event: events.AnyEvent) -> None:
         identity = getattr(event, name)
         if len(identity) != 16 or identity[6] >> 4 != 7:
             raise ValueError(f"{name} is not a UUIDv7 of 16 bytes")
+        if ids.time_ms(identity) * 1000 >= _YEAR_10000_US:
+            raise ValueError(f"{name} lies beyond the year 9999, where no partition can be")
+
+
+def _check_flow(event: events.AnyFlow) -> None:
+    took = event.timing.response_us
+    if took > _LONGEST_US:
+        raise ValueError(f"a flow cannot take {took} µs")
+    if event.time_us + max(0, took) >= _YEAR_10000_US:
+        raise ValueError("the flow ends beyond the year 9999")
+    for message in (event.request, event.response):
+        if message is not None and (message.body.size < 0 or message.body.chunks < 0):
+            raise ValueError("a body has a negative size or number of chunks")
 
 
 def _flow_error(event: events.FlowFailed) -> bytes:
