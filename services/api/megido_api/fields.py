@@ -15,7 +15,8 @@ from megido_shared.clock import to_us, utc
 
 MAX_LIMIT = 10_000
 _MAX_OFFSET = 2**31
-_MAX_TIME_US = 253_402_300_800 * 1_000_000  # the year 10000
+_MAX_HEADERS_BYTES = 256 << 10
+_MAX_TIME_US = 253_370_764_800 * 1_000_000  # the year 9999: what began before it ends before the year 10000
 _MIN_TIME_US = -62_135_596_800 * 1_000_000  # the year 1
 
 
@@ -58,7 +59,7 @@ def _iso_us(value: str) -> int:
 
 def _in_range(us: int) -> int:
     if not _MIN_TIME_US <= us < _MAX_TIME_US:
-        raise ValueError("must lie in the years 1 to 9999 (in seconds, not milliseconds)")
+        raise ValueError("must lie in the years 1 to 9998 (in seconds, not milliseconds)")
     return us
 
 
@@ -73,7 +74,15 @@ def _to_bound(value: Any) -> UUID | datetime:
 
 
 def _to_pairs(value: Any) -> list[tuple[bytes, bytes]]:
-    """Header pairs of an object, of JSON text of one, or of a list of pairs (order and duplicates kept)."""
+    """Header pairs, no more of them than a proxy would take."""
+    pairs = _all_pairs(value)
+    if sum(len(name) + len(one) for name, one in pairs) > _MAX_HEADERS_BYTES:
+        raise ValueError(f"must not be larger than {_MAX_HEADERS_BYTES} bytes together")
+    return pairs
+
+
+def _all_pairs(value: Any) -> list[tuple[bytes, bytes]]:
+    """Of an object, of JSON text of one, or of a list of pairs (order and duplicates kept)."""
     if isinstance(value, str):
         if not value.strip():
             return []
@@ -158,6 +167,8 @@ TimeUs = Annotated[
 Size = Annotated[int, Field(ge=0, le=2**62)]
 
 Filter = Annotated[str | None, AfterValidator(lambda value: value and _no_nul(value)), Query(max_length=4096)]
+Flag = Annotated[bool | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""A filter that is left blank does not filter, as with the others."""
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Query(ge=0, le=_MAX_OFFSET)]
 Cursor = Annotated[UUID | None, Query(description="`next_cursor` of the page before")]

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from megido_shared.db.outbox import TooLarge
 from megido_shared.errors import Unavailable
 
 RETRY_AFTER_S = 1
@@ -76,6 +77,7 @@ def unavailable(message: str, code: str = "unavailable") -> Problem:
 def install(app: FastAPI) -> None:
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(Unavailable, _unavailable)
+    app.add_exception_handler(TooLarge, _too_large)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _defect)
@@ -88,6 +90,10 @@ async def _problem(_: Request, error: Exception) -> JSONResponse:
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     return unavailable(str(error)).response()
+
+
+async def _too_large(_: Request, error: Exception) -> JSONResponse:
+    return Problem(413, "too_large", str(error)).response()
 
 
 async def _http(_: Request, error: Exception) -> JSONResponse:

@@ -21,11 +21,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from megido_shared import events
 from megido_shared.bus.base import Outgoing, Producer
 from megido_shared.db.tables import outbox
-from megido_shared.errors import Unavailable
+from megido_shared.errors import MegidoError, Unavailable
 
 CHANNEL = "megido_outbox"
 """NOTIFY channel, with an empty payload, at each commit that added records."""
 
+MAX_RECORD_BYTES = 4_000_000
+"""Of a record with its key and headers. No bus takes much more (`max.message.bytes`), and one record that is never
+taken would hold up all that come after it."""
+
+_MAX_KEY_BYTES = 0xFFFF
 _ROUND_RECORDS = 500
 _ROUND_BYTES = 8 << 20
 _PUBLISH_TIMEOUT_S = 20.0
@@ -33,6 +38,15 @@ _IDLE_TIMEOUT = "30s"
 _STOP_TIMEOUT_S = 2.0
 
 _log = logging.getLogger(__name__)
+
+
+class TooLarge(MegidoError):
+    """A record that no bus would take."""
+
+
+def _fits(record: Outgoing) -> bool:
+    headers = sum(len(name) + len(value) for name, value in record.headers.items())
+    return len(record.key) <= _MAX_KEY_BYTES and len(record.key) + len(record.value) + headers <= MAX_RECORD_BYTES
 
 
 def outgoing(event: events.AnyEvent) -> Outgoing:
@@ -46,9 +60,13 @@ def outgoing(event: events.AnyEvent) -> Outgoing:
 
 
 async def add(connection: AsyncConnection, records: Sequence[Outgoing]) -> None:
-    """Adds records inside the caller's transaction: they are published if and only if it commits."""
+    """Adds records inside the caller's transaction: they are published if and only if it commits. Raises TooLarge;
+    then none is added."""
     if not records:
         return
+    for record in records:
+        if not _fits(record):
+            raise TooLarge(f"a record of {len(record.value)} bytes under a key of {len(record.key)} is too large")
     now = datetime.now(UTC)
     rows = [
         {
@@ -87,9 +105,12 @@ async def relay(engine: AsyncEngine, producer: Producer) -> int:
             )
             for row in rows
         ]
+        fitting = [record for record in records if _fits(record)]
+        if len(fitting) < len(records):  # added by SQL: copies of dead letters, which stay in their table
+            _log.error("outbox: %d records are larger than any bus takes and left out", len(records) - len(fitting))
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-                await producer.append(records)
+                await producer.append(fitting)
         except TimeoutError as error:
             raise Unavailable(f"the bus did not take {len(records)} records within {_PUBLISH_TIMEOUT_S:g} s") from error
         await connection.execute(delete(outbox).where(outbox.c.id.in_(chosen)))

@@ -9,7 +9,7 @@ import psycopg
 from megido_api.settings import Settings
 from megido_shared import events, ids
 from megido_shared.bus.topics import CONFIG, REPLAY_COMMANDS
-from megido_shared.testing import a_completed_flow
+from megido_shared.testing import a_completed_flow, a_response
 from tests.integration.api.harness import Api, Ingest, running
 
 PATH = "/proxy/api/events/"
@@ -101,6 +101,14 @@ async def test_the_size_is_bounded(settings: Settings) -> None:
         for content in (b"x" * 20_000, pieces()):
             answer = await api.client.post(PATH, content=content, headers=TYPE)
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+async def test_a_record_that_no_bus_takes_is_refused(api: Api) -> None:
+    body = events.Body(data=bytes(5_000_000), size=5_000_000)
+    batch = [entry(a_completed_flow()), entry(a_completed_flow(response=a_response(body=body)))]
+    status, found = await send(api, batch)
+    assert (status, found["error"]["code"]) == (413, "too_large")
+    assert waiting(api) == 0
 
 
 async def pieces():  # type: ignore[no-untyped-def]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from megido_shared.bus.base import Outgoing
@@ -113,11 +113,45 @@ async def test_two_relays_share_and_never_wait_for_each_other(engine: AsyncEngin
 
 
 async def test_a_round_is_bounded_in_bytes(engine: AsyncEngine) -> None:
-    large = [Outgoing(FLOWS.name, b"k", bytes([number]) * (5 << 20)) for number in range(3)]
+    large = [Outgoing(FLOWS.name, b"k", bytes([number]) * 3_900_000) for number in range(5)]
     await add(engine, large)
     producer = Recording()
-    assert [await outbox.relay(engine, producer) for _ in range(4)] == [1, 1, 1, 0]
+    assert [await outbox.relay(engine, producer) for _ in range(4)] == [2, 2, 1, 0]
     assert producer.taken == large
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Outgoing(FLOWS.name, b"k", bytes(outbox.MAX_RECORD_BYTES)),
+        Outgoing(FLOWS.name, b"k" * 65_536, b"v"),
+        Outgoing(FLOWS.name, b"k", b"v", {"h": bytes(outbox.MAX_RECORD_BYTES)}),
+    ],
+    ids=["value", "key", "headers"],
+)
+async def test_what_no_bus_takes_is_refused(engine: AsyncEngine, record: Outgoing) -> None:
+    with pytest.raises(outbox.TooLarge):
+        await add(engine, [*some(1), record])
+    assert await waiting(engine) == 0
+
+
+async def test_what_no_bus_takes_does_not_hold_up_the_rest(
+    engine: AsyncEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ingest's SQL adds copies of dead letters, past the check."""
+    records = some(2)
+    await add(engine, records[:1])
+    async with engine.begin() as connection:
+        row = {"topic": FLOWS.name, "key": b"k" * 70_000, "value": b"v", "headers": {}, "created_at": func.now()}
+        await connection.execute(insert(table).values(row))
+    await add(engine, records[1:])
+    bus = LocalBus(DataDir(tmp_path / "data").ensure())
+    producer = await bus.producer("api")
+    assert await outbox.relay(engine, producer) == 3
+    assert await waiting(engine) == 0
+    assert [record.value for record in await on_topic(bus, FLOWS, 2)] == [record.value for record in records]
+    assert "1 records are larger" in caplog.text
+    await producer.close()
 
 
 async def test_the_relay_is_woken_by_another_process_and_keeps_trying(

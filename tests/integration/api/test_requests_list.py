@@ -67,6 +67,7 @@ FILTERS: list[tuple[dict[str, str], list[str]]] = [
     ({"is_replay": "true"}, ["/item/4"]),
     ({"is_replay": "True"}, ["/item/4"]),
     ({"is_replay": "false", "method": "post"}, ["/item/1"]),
+    ({"is_replay": "", "protocol": "", "method": "post"}, ["/item/1"]),
     ({"search": "ITEM/2"}, ["/item/2"]),
     ({"search": "Other.EXAMPLE"}, ["/100%_done\\now"]),
     ({"search": "AGENT/0"}, ["/item/0"]),
@@ -202,3 +203,16 @@ async def test_while_it_is_open(api: Api, ingest: Ingest) -> None:
     await api.publish(done)
     (ended,) = await api.stored("item")
     assert (ended["id"], ended["state"], ended["status_code"]) == (open_flow["id"], "completed", 200)
+
+
+async def test_a_broken_response_says_why(api: Api, ingest: Ingest) -> None:
+    whole = flow(7)
+    failure = events.Failure(events.ErrorType.CONNECTION_RESET, "reset within the body")
+    broken = events.FlowFailed(
+        event_id=ids.new_id(), node="n", epoch=ids.new_id(), seq=1, time_us=whole.time_us, flow_id=whole.flow_id,
+        request=whole.request, response=whole.response, failure=failure,
+    )  # fmt: skip
+    await api.publish(broken)
+    (listed,) = await api.stored("item/7")
+    found = await api.get(f"{PATH}{listed['id']}/")
+    assert found["response"]["error_message"] == found["error"]["error_message"] == "reset within the body"

@@ -56,7 +56,7 @@ async def _response(flow: StoredFlow) -> dict[str, Any]:
         "response_time": milliseconds(row.response_time_us),
         "response_size": row.response_size or 0,
         "cached": row.cached,
-        "error_message": flow.detail.error_message or None,
+        "error_message": row.error_message or flow.detail.error_message or None,
         "reason": text_of(bytes(row.reason or b"")),
         "http_version": row.response_http_version or "",
     }

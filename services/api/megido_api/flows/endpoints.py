@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api.answers import Created
-from megido_api.fields import Bound, Cursor, Filter, Limit, Offset
+from megido_api.fields import Bound, Cursor, Filter, Flag, Limit, Offset
 from megido_api.flows import detail, posting, queries
 from megido_api.flows.schemas import PostedRequest, PostedResponse, RequestDetail, RequestList
 from megido_api.paging import Page, Total
@@ -34,7 +34,7 @@ async def list_requests(  # noqa: PLR0917 - query parameters, by name
     method: Filter = None,
     protocol: Filter = None,
     source_ip: Filter = None,
-    is_replay: bool | None = None,
+    is_replay: Flag = None,
     search: Annotated[Filter, Query(description="substring of URL, host or user agent, in any case")] = None,
     limit: Limit = 100,
     offset: Offset = 0,

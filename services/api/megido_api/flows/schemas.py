@@ -131,7 +131,9 @@ class PostedResponse(_PostedBody):
         description="the id that the request's post answered with, or its flow_id"
     )
     status_code: int = Field(ge=0, le=999)
-    response_time: float | None = Field(default=None, ge=0, le=1e12, allow_inf_nan=False, description="ms")
+    response_time: float | None = Field(
+        default=None, ge=0, le=3.15e10, allow_inf_nan=False, description="ms; a year at most"
+    )
     response_size: Size | None = None
     cached: bool = False
     error_message: Text | None = ""

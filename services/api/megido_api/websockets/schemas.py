@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from megido_api.fields import UPPER, BodyText, Name, Size, Text, TimeUs
 
@@ -40,7 +40,7 @@ class MessageList(BaseModel):
 class PostedMessage(BaseModel):
     """A message that another capture tool saw. A BINARY payload is hex."""
 
-    connection_id: Name
+    connection_id: Annotated[Name, StringConstraints(max_length=255)]
     url: Name
     direction: Annotated[Direction, UPPER]
     message_type: Annotated[MessageType, UPPER]
