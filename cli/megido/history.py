@@ -61,8 +61,11 @@ def _row(request: Listed) -> list[str]:
 
 
 def _clock(timestamp: str) -> str:
-    """In the reader's own time zone."""
-    return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """In the reader's own time zone; as it is when that would be in the year 0 or 10000."""
+    try:
+        return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except OverflowError:
+        return timestamp
 
 
 def _ms(value: float | None) -> str:
@@ -96,9 +99,9 @@ def _request_lines(detail: Detail) -> Iterator[str]:
     yield f"Request   {detail['id']}"
     yield f"URL       {safe_line(detail['url'])}"
     yield f"Method    {safe_line(detail['method'])}"
-    yield f"Protocol  {detail['protocol']}"
+    yield f"Protocol  {safe_line(detail['protocol'])}"
     yield f"Time      {_clock(detail['timestamp'])}"
-    yield f"Source    {detail['source_ip']}"
+    yield f"Source    {safe_line(detail['source_ip'])}"
     yield f"Agent     {safe_line(detail['user_agent'])}"
     yield f"Size      {detail['request_size']} bytes"
     if detail["is_replay"]:
@@ -147,9 +150,13 @@ def replay_range(
         try:
             answer = client.replay(number, target_url=target_url, verify_tls=verify_tls)
         except ApiError as error:
-            if error.status != 404:
+            if error.status == 404:
+                missing += 1
+            elif error.status == 409:  # posted a moment ago, or no request that can be sent: the others can
+                failed += 1
+                note(f"{number}: {error}")
+            else:
                 raise
-            missing += 1
             continue
         except Unavailable as error:
             if not sent and not failed:
