@@ -317,3 +317,14 @@ async def test_a_database_that_goes_away_is_waited_for(store: Store, root: Path)
         store.flow(started_at=MOMENT + timedelta(seconds=1))
         await until(lambda: writer.position == 2)
     assert len(files(root / "requests")) == 2
+
+
+async def test_a_row_that_no_file_can_show_holds_up_nothing(
+    store: Store, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    year = 366 * 86_400_000_000
+    store.flow(started_at=MOMENT.replace(year=9999), response_time_us=year)  # ends in the year 10000
+    store.flow()
+    await write_all(store, root)
+    assert "responses/20260213/143052_345678_200.json" in files(root)
+    assert "has no JSON log" in caplog.text

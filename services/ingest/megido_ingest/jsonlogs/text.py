@@ -81,7 +81,7 @@ def _decompress(data: bytes, coding: str) -> bytes | None:
         if coding == "deflate":
             return _inflate(data, zlib.MAX_WBITS if data[0] & 0x0F == 8 else -zlib.MAX_WBITS)
         if coding == "zstd":
-            with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+            with zstandard.ZstdDecompressor(max_window_size=_DECODED_LIMIT).stream_reader(data) as reader:
                 plain = reader.read(_DECODED_LIMIT + 1)
             return plain if len(plain) <= _DECODED_LIMIT else None
     except (zlib.error, zstandard.ZstdError):

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,9 @@ class JsonLogWriter:
 
     def _write_flows(self, flows: Sequence[StoredFlow], originals: entries.Ids) -> None:
         for flow in flows:
-            for entry in entries.flow_entries(flow, originals):
-                self._tree.write(entry)
+            with _left_out("flow", flow.row):
+                for entry in entries.flow_entries(flow, originals):
+                    self._tree.write(entry)
         self._note(general.opened_line(flow.row) for flow in flows)
 
     async def _messages(self, connection: AsyncConnection, batches: list[int]) -> None:
@@ -136,7 +137,8 @@ class JsonLogWriter:
 
     def _write_messages(self, rows: Sequence[Row[Any]]) -> None:
         for row in rows:
-            self._tree.write(entries.websocket_entry(row, self._folder(row)))
+            with _left_out("message", row):
+                self._tree.write(entries.websocket_entry(row, self._folder(row)))
         self._note(general.closed_line(row) for row in rows)
 
     def _folder(self, row: Row[Any]) -> str:
@@ -156,7 +158,8 @@ class JsonLogWriter:
 
     def _write_errors(self, rows: Sequence[Row[Any]], flows: dict[uuid.UUID, int]) -> None:
         for row in rows:
-            self._tree.write(entries.error_entry(row, flows))
+            with _left_out("error", row):
+                self._tree.write(entries.error_entry(row, flows))
         self._note(general.error_line(row) for row in rows)
 
     async def _auth(self, connection: AsyncConnection, batches: list[int]) -> None:
@@ -166,7 +169,8 @@ class JsonLogWriter:
 
     def _write_auth(self, rows: Sequence[Row[Any]]) -> None:
         for row in rows:
-            self._tree.write(entries.auth_entry(row))
+            with _left_out("auth attempt", row):
+                self._tree.write(entries.auth_entry(row))
         self._note(general.auth_line(row) for row in rows)
 
     async def _nodes(self, connection: AsyncConnection) -> None:
@@ -190,6 +194,15 @@ class JsonLogWriter:
             self._complained = now
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning("JSON logs in %s wait, nothing else does: %s", self._root, reason)
+
+
+@contextmanager
+def _left_out(what: str, row: Row[Any]) -> Iterator[None]:
+    """A row that no file can show is named in the log and left out: it must not hold up all that come after it."""
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        log.error("%s %s has no JSON log: %s", what, row.id, error)
 
 
 async def _readable(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[StoredFlow]:
