@@ -1,6 +1,7 @@
 """`megido migrate`: the schema and the topics, by one command."""
 
 import asyncio
+import logging
 import os
 
 from megido.terminal import write
@@ -44,7 +45,8 @@ def migrate_schema(url: str) -> str:
 
 
 def create_topics(common: Common) -> str:
-    """Says what it did."""
+    """Says what it did. Raises Unavailable, ConfigurationError, which say all that the Kafka client would log."""
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     created = asyncio.run(_create(common))
     where = f"Kafka at {common.kafka}" if common.kafka else f"the local bus in {common.data_dir.bus}"
     if not created:

@@ -59,6 +59,19 @@ def check_port(host: str, port: int, what: str, flag: str) -> None:
             ) from error
 
 
+def check_log_dir(directory: Path) -> None:
+    """Makes it, 0700. Raises ConfigurationError when it cannot be made or written."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = directory / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"log directory {directory} cannot be written ({error.strerror}); choose another with --log-dir"
+        ) from error
+
+
 def free_port(preferred: int) -> int:
     """On loopback: the preferred one, or whatever is free."""
     for port in (preferred, 0):

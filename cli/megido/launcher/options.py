@@ -10,6 +10,12 @@ from megido_shared.errors import ConfigurationError
 from megido_shared.settings import DEFAULT_LOG_DIR, Common, common_from_env
 
 _TOKEN_FLAG = "--auth-token"  # noqa: S105 - a flag's name
+_OURS = {
+    "--listen-port": "the proxy's port is set with --proxy-port",
+    "listen_port": "the proxy's port is set with --proxy-port",
+    "--metrics-port": "megido up chooses the ports of metrics itself and shows them",
+}
+"""Options of the proxy that would contradict the screen, or have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class UpOptions:
         if proxy_port == api_port and not left_out & {"capture", "api"}:
             raise ConfigurationError(f"--proxy-port and --api-port are both {api_port}; choose another for one of them")
         arguments, token = _take_token(list(capture_arguments))
+        _check(arguments)
         if token:
             environment["PROXY_AUTH_TOKEN"] = token
         if "capture" in left_out and arguments:
@@ -70,6 +77,17 @@ class UpOptions:
     @property
     def needs_database(self) -> bool:
         return any(self.runs(name) for name in ("ingest", "api", "replayer"))
+
+
+def _check(arguments: Sequence[str]) -> None:
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        name, _, value = argument.partition("=")
+        if before == "--set":
+            name = name.strip()
+        elif name == "--set":
+            name = value.partition("=")[0].strip()
+        if why := _OURS.get(name):
+            raise ConfigurationError(f"{name} is no option of megido up: {why}")
 
 
 def _take_token(arguments: list[str]) -> tuple[list[str], str]:

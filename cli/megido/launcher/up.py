@@ -9,7 +9,7 @@ import webbrowser
 from types import FrameType
 
 from megido.launcher import screen
-from megido.launcher.checks import Children, Lock, check_port
+from megido.launcher.checks import Children, Lock, check_log_dir, check_port
 from megido.launcher.options import UpOptions
 from megido.launcher.plan import API, CAPTURE, INGEST, LAGS, STOP_ORDER, specs
 from megido.launcher.process import Child
@@ -41,6 +41,8 @@ def run(options: UpOptions) -> int:
             check_port("127.0.0.1", options.proxy_port, "the proxy", "--proxy-port")
         if options.runs(API):
             check_port("127.0.0.1", options.api_port, "the API", "--api-port")
+        if options.runs(INGEST):
+            check_log_dir(options.log_dir)
         if postgres is not None:
             postgres.find()
         return Launcher(options, postgres, children).run()

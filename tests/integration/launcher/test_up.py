@@ -128,6 +128,24 @@ def test_a_data_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> Non
     assert "--data-dir" in done.stderr
 
 
+def test_a_log_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ports = ("--proxy-port", free_port(), "--api-port", free_port())
+    done = run_up(tmp_path, "--data-dir", tmp_path / "d", *ports, "--log-dir", tmp_path / "file" / "logs")
+    assert "cannot be written" in refused(done)
+    assert "--log-dir" in done.stderr
+
+
+def test_a_kafka_that_is_away_is_one_line(stack: Stack, empty_database: str) -> None:
+    ports = ("--proxy-port", stack.proxy_port, "--api-port", stack.api_port)
+    nobody = f"127.0.0.1:{free_port()}"
+    done = run_up(stack.root, "--data-dir", stack.data_dir, *ports, "--kafka", nobody, "--database-url", empty_database)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("megido: Kafka") and nobody in line
+    assert not processes(stack)
+
+
 def test_missing_postgres_programs_are_one_line(tmp_path: Path) -> None:
     ports = ("--proxy-port", free_port(), "--api-port", free_port())
     done = run_up(tmp_path, "--data-dir", tmp_path / "d", *ports, **{BIN_VARIABLE: str(tmp_path)})
@@ -284,6 +302,11 @@ def test_a_token_is_not_shown_by_ps() -> None:
     [
         ({"without": ["kafka"]}, "no such service"),
         ({"proxy_port": 8000}, "both 8000"),
+        ({"capture_arguments": ["--listen-port", "9"]}, "--proxy-port"),
+        ({"capture_arguments": ["--listen-port=9"]}, "--proxy-port"),
+        ({"capture_arguments": ["--set", "listen_port=9"]}, "--proxy-port"),
+        ({"capture_arguments": ["--set=listen_port=9"]}, "--proxy-port"),
+        ({"capture_arguments": ["--metrics-port", "9"]}, "chooses the ports"),
         ({"without": ["capture"], "capture_arguments": ["--sourceapp"]}, "no option of megido up"),
     ],
 )
