@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from megido_shared.errors import MegidoError
@@ -27,10 +29,34 @@ def guard(main: Callable[[], int | None]) -> int:
         return 130
 
 
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM or SIGINT sets. Call inside the running loop."""
+LAST_RESORT_S = 13.0
+"""After a signal to stop. A service has 15 s."""
+
+
+def stop_on_signals(leaving: str = "") -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets. Call inside the running loop. `leaving` is the name of a service that
+    leaves nothing behind: if it still runs `LAST_RESORT_S` after the signal, the process ends all the same. Work that
+    waits for a stopped Postgres cannot be ended from inside the loop (cancelling psycopg waits for the server, #1371);
+    what it held is rolled back there."""
     stop = asyncio.Event()
+
+    def told() -> None:
+        if leaving and not stop.is_set():
+            _leave_at_last(leaving)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     return stop
+
+
+def _leave_at_last(name: str) -> None:
+    def leave() -> None:
+        sys.stderr.write(f"{name}: something did not stop in time; leaving it\n")
+        sys.stderr.flush()
+        os._exit(0)
+
+    timer = threading.Timer(LAST_RESORT_S, leave)
+    timer.daemon = True
+    timer.start()

@@ -5,7 +5,6 @@ import asyncio
 import os
 import socket
 import sys
-import threading
 from collections.abc import Mapping
 
 import uvicorn
@@ -21,7 +20,6 @@ from megido_shared.service import guard, setup_logging, stop_on_signals
 from megido_shared.settings import common_from_env
 
 _GRACEFUL_S = 6
-_LAST_RESORT_S = 13.0
 _READY_POLL_S = 0.2
 
 
@@ -101,7 +99,7 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=_GRACEFUL_S,
     )
     server = Server(config)
-    stop = stop_on_signals()
+    stop = stop_on_signals("megido api")
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopped = asyncio.create_task(stop.wait())
     ready = asyncio.create_task(_announce(app, server, listener))
@@ -109,7 +107,6 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
     ready.cancel()
     app.state.stopping.set()
     server.should_exit = True
-    _exit_at_last()
     await serving
 
 
@@ -121,20 +118,6 @@ async def _announce(app: FastAPI, server: Server, listener: socket.socket) -> No
     shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"megido-api: ready on http://{shown}:{port} (documentation: /docs)\n")
     sys.stdout.flush()
-
-
-def _exit_at_last() -> None:
-    """Cancelled work that waits for a stopped Postgres cannot be ended from inside the loop (psycopg #1371). What
-    it held is rolled back there; nothing is lost by leaving."""
-
-    def leave() -> None:
-        sys.stderr.write("megido-api: something did not stop in time; leaving it\n")
-        sys.stderr.flush()
-        os._exit(0)
-
-    timer = threading.Timer(_LAST_RESORT_S, leave)
-    timer.daemon = True
-    timer.start()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from megido_shared.ops import OpsServer
 from megido_shared.settings import DEFAULT_LOG_DIR, Common, common_from_env
 
 DEFAULT_METRICS_PORT = 9470
-STOP_S = 13.0
+STOP_S = 11.0
 """A stop that takes longer is cut off: whatever is not committed is still on the bus."""
 _RETRY_S = 1.0
 
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
 
 async def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises ConfigurationError when it cannot ever work."""
-    stop = service.stop_on_signals()
+    stop = service.stop_on_signals("megido ingest")
     common = settings.common
     metrics = Metrics("records" if common.kafka else "bytes")
     health = Health()

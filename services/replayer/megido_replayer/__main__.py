@@ -88,7 +88,7 @@ def _main(argv: list[str], env: Mapping[str, str]) -> int:
 
 
 async def _until_signalled(settings: Settings, *, forwarder: bool) -> None:
-    await serve(settings, stop_on_signals(), forwarder=forwarder)
+    await serve(settings, stop_on_signals("megido replayer"), forwarder=forwarder)
 
 
 def read_settings(arguments: argparse.Namespace, env: Mapping[str, str]) -> Settings:
