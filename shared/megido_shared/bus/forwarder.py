@@ -60,12 +60,19 @@ class KafkaShipper:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._producer: Producer | None = None
+        self._prepared = False
 
     async def ship(self, records: Sequence[Outgoing]) -> int:
-        if self._producer is None:
-            await self._prepare()
-            self._producer = await self._bus.producer(GROUP)
-        await self._producer.append([with_headers(record) for record in records])
+        try:
+            if not self._prepared:
+                await self._prepare()
+                self._prepared = True
+            if self._producer is None:
+                self._producer = await self._bus.producer(GROUP)
+            await self._producer.append([with_headers(record) for record in records])
+        except Unavailable:
+            self._prepared = False  # it may be another, empty Kafka that answers next
+            raise
         return 0
 
     async def close(self) -> None:

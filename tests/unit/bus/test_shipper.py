@@ -1,0 +1,63 @@
+"""The forwarder's way to Kafka, and its process."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from megido_shared.bus.base import Outgoing
+from megido_shared.bus.forwarder import KafkaShipper
+from megido_shared.bus.forwarder_child import ForwarderChild
+from megido_shared.bus.topics import FLOWS, Topic
+from megido_shared.datadir import DataDir
+from megido_shared.errors import Unavailable
+
+
+class Emptied:
+    """A Kafka that goes away and comes back without its topics. The producer's handle stays the same."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.known: set[str] = set()
+        self.stored: list[bytes] = []
+
+    async def create_topics(self, topics: Sequence[Topic]) -> list[str]:
+        new = [topic.name for topic in topics if topic.name not in self.known]
+        self.known.update(new)
+        return new
+
+    async def producer(self, name: str) -> "Emptied":
+        return self
+
+    async def append(self, records: Sequence[Outgoing]) -> None:
+        if self.away or any(record.topic not in self.known for record in records):
+            raise Unavailable("nobody there, or no such topic")
+        self.stored += [record.value for record in records]
+
+
+async def test_topics_are_made_again_when_another_kafka_answers_after_an_outage() -> None:
+    kafka: Any = Emptied()
+    shipper = KafkaShipper(kafka)
+    await shipper.ship([Outgoing(FLOWS.name, b"k", b"one")])
+    kafka.known, kafka.away = set(), True
+    with pytest.raises(Unavailable):
+        await shipper.ship([Outgoing(FLOWS.name, b"k", b"two")])
+    kafka.away = False
+    await shipper.ship([Outgoing(FLOWS.name, b"k", b"two")])
+    assert kafka.stored == [b"one", b"two"]
+
+
+def test_a_child_that_does_not_end_is_killed_in_time(tmp_path: Any) -> None:
+    child = ForwarderChild(DataDir(tmp_path), kafka="127.0.0.1:1")
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "1\n"
+    child._child = process  # type: ignore[assignment]
+    began = time.monotonic()
+    child.stop(0.2)
+    assert time.monotonic() - began < 5 and process.returncode == -signal.SIGKILL
+    process.stdout.close()
