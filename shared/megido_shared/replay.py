@@ -6,7 +6,8 @@ from msgspec import Struct
 
 class ReplayOptions(Struct, omit_defaults=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of one job. `target_url`: another scheme, host and port; its path too when it has one of its own
-    beyond "/". `delay_s` between items; `timeout_s` bounds one send as a whole, connect included."""
+    beyond "/". `delay_s` between items; `timeout_s` bounds one send as a whole, connect included. `protect` are more
+    endpoints of Megido's (`host:port`) that are never replayed to: where the API that made the job listens."""
 
     target_url: str = ""
     verify_tls: bool = True
@@ -15,6 +16,7 @@ class ReplayOptions(Struct, omit_defaults=True, frozen=True, kw_only=True, forbi
     follow_redirects: int = 0
     max_response_bytes: int = 10 << 20
     allow_loopback: bool = False
+    protect: tuple[str, ...] = ()
 
 
 def to_json(options: ReplayOptions) -> str:

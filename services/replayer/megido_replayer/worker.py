@@ -102,7 +102,7 @@ class Worker:
 
     def _job_run(self, job: Job, options: ReplayOptions, listening: list[str]) -> JobRun:
         parts = self._parts
-        gate = Gate([*parts.settings.protected, *_endpoints(listening)])
+        gate = Gate([*parts.settings.protected, *_endpoints([*listening, *options.protect])])
         attempt = Attempt(parts.tools, options, gate)
         return JobRun(
             tools=parts.tools, job=job, options=options, attempt=attempt, settings=parts.settings, stop=parts.stop

@@ -83,7 +83,11 @@ async def test_queues_all_or_nothing_and_answers_202(api: Api, original: dict[st
     job = await api.get(accepted["job_url"])
     assert (job["state"], job["total_items"], job["items_by_state"]) == ("queued", 1, {"queued": 1})
     assert from_json(job["options"]) == ReplayOptions(
-        target_url="http://localhost:3000/test", verify_tls=False, timeout_s=7, allow_loopback=True
+        target_url="http://localhost:3000/test",
+        verify_tls=False,
+        timeout_s=7,
+        allow_loopback=True,
+        protect=("localhost:8000",),  # where the request came in
     )
     (item,) = job["items"]
     assert (item["position"], item["state"], item["attempt"]) == (0, "queued", 0)

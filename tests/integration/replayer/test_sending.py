@@ -169,6 +169,8 @@ async def test_https_with_its_name_and_verification_as_asked(world, tmp_path):
         ({"target_url": "http://169.254.169.254/latest/meta-data"}, "metadata"),
         ({"target_url": "http://localhost:{own}/proxy/api/"}, "Megido's own"),
         ({"target_url": "http://[::ffff:127.0.0.1]:{own}/"}, "Megido's own"),
+        ({"target_url": "http://127.1:65002/", "protect": ["127.0.0.1:65002"]}, "Megido's own"),
+        ({"target_url": "http://[::1]:65003/", "protect": ["[::1]:65003", "unreadable"]}, "Megido's own"),
         ({"target_url": "ftp://h/"}, "must begin with http"),
     ],
 )

@@ -4,7 +4,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,12 +38,13 @@ _ANSWERS = _NOT_FOUND | {
 )
 async def replay_request(
     state: StateDep,
+    request: Request,
     reference: Annotated[str, Path(description="an id or a flow_id", examples=["123"])],
     options: ReplayRequest | None = None,
 ) -> Any:
     """To its original target or to another one. The answer is stored as a request of its own, linked to this one."""
     given = options or ReplayRequest()
-    job_id = await _queue(state, reference, given)
+    job_id = await _queue(state, reference, given, _own_endpoint(request))
     if given.wait:
         outcome = await wait_for(state, job_id, given.timeout)
         if outcome is not None:
@@ -53,7 +54,16 @@ async def replay_request(
     return JSONResponse(content, 202, {"Location": job_url})
 
 
-async def _queue(state: State, reference: str, given: ReplayRequest) -> uuid.UUID:
+def _own_endpoint(request: Request) -> tuple[str, ...]:
+    """Where this API listens, as the connection that the request came on says: nobody else can tell the replayer."""
+    server = request.scope.get("server")
+    if server is None or server[1] is None:  # a unix socket
+        return ()
+    host, port = server
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}",)
+
+
+async def _queue(state: State, reference: str, given: ReplayRequest, own: tuple[str, ...]) -> uuid.UUID:
     """The job, its item and the command on its way, all or nothing."""
     parsed = read.parse_reference(reference)
     if parsed is None:
@@ -65,6 +75,7 @@ async def _queue(state: State, reference: str, given: ReplayRequest) -> uuid.UUI
         verify_tls=given.verify_tls,
         timeout_s=given.timeout,
         allow_loopback=state.settings.on_loopback,
+        protect=own,
     )
 
     async def work(connection: AsyncConnection) -> None:
