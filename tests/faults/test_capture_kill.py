@@ -31,8 +31,12 @@ TARGETS = (
     ("chunked/30000?{}", 2),
     ("sse/3?{}", 2),
     ("close/9000?{}", 2),
+    ("count/length/{}", 1),
+    ("count/chunked/{}", 1),
 )
 """Path and weight. The id stands in the path, so it is in the recorded target."""
+UPLOAD = body_of_size(600_000)
+"""What is posted to `count`: above what is held, so it streams."""
 
 
 @dataclass
@@ -62,7 +66,9 @@ async def exchange(port: int, upstream: int, target: str) -> int:
     """The body's size, once the answer is complete: by its length, its last chunk, or the connection's end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(f"GET http://127.0.0.1:{upstream}{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        method, framing, upload = request_of(target)
+        writer.write(f"{method} http://127.0.0.1:{upstream}{target} HTTP/1.1\r\nHost: x\r\n{framing}\r\n".encode())
+        writer.write(upload)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         if b" 200 " not in head.splitlines()[0]:
             raise ValueError(head)
@@ -78,6 +84,15 @@ async def exchange(port: int, upstream: int, target: str) -> int:
         return len(await reader.read())
     finally:
         writer.close()
+
+
+def request_of(target: str) -> tuple[str, str, bytes]:
+    """Method, header line and body."""
+    if not target.startswith("/count"):
+        return "GET", "", b""
+    if target.startswith("/count/length"):
+        return "POST", f"Content-Length: {len(UPLOAD)}\r\n", UPLOAD
+    return "POST", "Transfer-Encoding: chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(UPLOAD), UPLOAD)
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +133,7 @@ async def test_kill_loses_nothing_that_a_client_completed(tmp_path: Path) -> Non
 
 def check(ledger: Ledger, found: list[Any]) -> None:
     ends = [event for event in found if getattr(event, "request", None) is not None and event.seq]
-    by_flow = Counter(event.flow_id for event in ends if isinstance(event, FlowCompleted))
+    by_flow = Counter(event.flow_id for event in ends)
     doubled = [flow for flow, count in by_flow.items() if count > 1]
     recorded: dict[str, list[Any]] = {}
     for event in ends:
@@ -137,6 +152,8 @@ def check(ledger: Ledger, found: list[Any]) -> None:
     assert not lost and not doubled
     seqs = [event.seq for event in found if event.seq]
     assert len(seqs) == len(set(seqs)), "a sequence number was given twice"
+    uploads = [e for e in ends if isinstance(e, FlowCompleted) and e.request.target.startswith(b"/count")]
+    assert uploads and all(body(found, event, "request") == UPLOAD for event in uploads[:100])
     sample = [event for event in ends if isinstance(event, FlowCompleted) and event.response.body.chunks]
     for event in sample[:200]:
         stored = body(found, event)
