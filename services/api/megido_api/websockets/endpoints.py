@@ -1,5 +1,6 @@
 """`/proxy/api/websocket-messages/`."""
 
+import uuid
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,7 +13,6 @@ from megido_api.publishing import next_number, publish
 from megido_api.state import State, StateDep
 from megido_api.views import iso
 from megido_api.websockets import queries
-from megido_api.websockets.preview import preview
 from megido_api.websockets.schemas import MessageList, PostedMessage
 from megido_shared import events, ids
 from megido_shared.db import tables
@@ -34,15 +34,16 @@ async def list_websocket_messages(  # noqa: PLR0917 - query parameters, by name
 ) -> Any:
     filters = queries.Filters(connection_id, direction, message_type)
 
-    async def work(connection: AsyncConnection) -> tuple[Page, Total]:
+    async def work(connection: AsyncConnection) -> tuple[Page, Total, dict[uuid.UUID, str]]:
         page = await queries.page(connection, filters, cursor=cursor, limit=limit)
+        shown = await queries.previews(connection, page.rows)
         if cursor is None and not page.more:
-            return page, Total(len(page.rows), exact=True)
-        return page, await queries.total(connection, filters)
+            return page, Total(len(page.rows), exact=True), shown
+        return page, await queries.total(connection, filters), shown
 
-    page, total = await state.database.read(work)
+    page, total, shown = await state.database.read(work)
     return {
-        "messages": [_listed(row) for row in page.rows],
+        "messages": [_listed(row, shown.get(row.message_id, "")) for row in page.rows],
         "total": total.count,
         "limit": limit,
         "total_is_exact": total.exact,
@@ -50,14 +51,14 @@ async def list_websocket_messages(  # noqa: PLR0917 - query parameters, by name
     }
 
 
-def _listed(row: Any) -> dict[str, Any]:
+def _listed(row: Any, payload: str) -> dict[str, Any]:
     return {
         "id": row.id,
         "connection_id": row.connection_id,
         "url": row.url,
         "direction": row.direction,
         "message_type": row.message_type,
-        "payload": preview(bytes(row.payload), row.message_type),
+        "payload": payload,
         "payload_size": row.payload_size,
         "timestamp": iso(row.occurred_at),
         "source_ip": row.source_ip,

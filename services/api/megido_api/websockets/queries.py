@@ -1,18 +1,23 @@
 """SQL of the WebSocket messages."""
 
+import asyncio
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api import paging
+from megido_api.websockets.preview import preview
 from megido_shared.db.tables import websocket_messages
 
 _c = websocket_messages.c
 _PREFIX_BYTES = 160_000
 """Of a stored payload: more than one zstd block, so that its beginning can be decompressed from it."""
+_AT_ONCE = 50
+"""Payloads in memory: a page may list ten thousand messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,6 @@ def selection(filters: Filters) -> Select[Any]:
         _c.url,
         _c.direction,
         _c.message_type,
-        func.substring(_c.payload, 1, _PREFIX_BYTES).label("payload"),
         _c.payload_size,
         _c.truncated,
         _c.sequence,
@@ -55,6 +59,21 @@ async def page(connection: AsyncConnection, filters: Filters, *, cursor: uuid.UU
     if cursor is not None:
         query = query.where(_c.message_id < cursor)
     return await paging.fetch(connection, query, limit)
+
+
+async def previews(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> dict[uuid.UUID, str]:
+    """How the payloads of messages begin, by message."""
+    found: dict[uuid.UUID, str] = {}
+    prefix = func.substring(_c.payload, 1, _PREFIX_BYTES).label("payload")
+    for start in range(0, len(rows), _AT_ONCE):
+        piece = [row.message_id for row in rows[start : start + _AT_ONCE]]
+        query = select(_c.message_id, _c.message_type, prefix).where(_c.message_id.in_(piece))
+        found |= await asyncio.to_thread(_previews, (await connection.execute(query)).all())
+    return found
+
+
+def _previews(rows: Sequence[Any]) -> dict[uuid.UUID, str]:
+    return {row.message_id: preview(bytes(row.payload), row.message_type) for row in rows}
 
 
 async def flow_of(connection: AsyncConnection, connection_id: str) -> bytes | None:
