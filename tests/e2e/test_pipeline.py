@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,8 +103,11 @@ async def test_websocket_conversation(stack: Stack, site: Site, scheme: str) -> 
         return mine if sum(message["message_type"] == "CLOSE" for message in mine) >= 1 else []
 
     found = await asyncio.to_thread(until, messages, "the conversation")
-    seen = {(message["direction"], message["message_type"], message["payload"]) for message in found}
-    assert {("SEND", "TEXT", "hello"), ("RECEIVE", "TEXT", "echo hello")} <= seen
+    texts = [(m["direction"], m["payload"]) for m in found if m["message_type"] == "TEXT"]
+    assert sorted(texts) == [("RECEIVE", "echo hello"), ("SEND", "hello")]
+    kinds = Counter((m["direction"], m["message_type"]) for m in found if m["message_type"] in ("BINARY", "CLOSE"))
+    assert kinds[("SEND", "BINARY")] == kinds[("RECEIVE", "BINARY")] == 1
+    assert sum(count for (_, kind), count in kinds.items() if kind == "CLOSE") == 1
     binary = [message for message in found if message["message_type"] == "BINARY"]
     assert {message["direction"] for message in binary} == {"SEND", "RECEIVE"}
     assert all(message["payload_size"] == 256 and message["payload"].startswith("00010203") for message in binary)
