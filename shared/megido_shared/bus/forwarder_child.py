@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
+import megido_shared
 from megido_shared.datadir import DataDir
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class ForwarderChild:
         target = ["--kafka", kafka] if kafka else ["--api-url", api_url]
         self._command = [
             sys.executable,
+            "-P",  # nothing of the folder that somebody happens to be in
             "-m",
             "megido_shared.bus.forwarder",
             "--data-dir",
@@ -57,6 +60,7 @@ class ForwarderChild:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
+                env=_environment(),
                 # Our death, kill -9 included, ends it; a new start brings its own.
                 preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509 - runs two system calls
             )
@@ -84,6 +88,13 @@ async def keep_running(child: ForwarderChild) -> None:
             await asyncio.sleep(1.0)
     finally:
         await asyncio.to_thread(child.stop)
+
+
+def _environment() -> dict[str, str]:
+    """In a checkout that is not installed our packages are found by a path that the child does not inherit."""
+    packages = str(Path(megido_shared.__file__).parents[1])
+    given = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{given}{os.pathsep}{packages}" if given else packages}
 
 
 def _die_with(parent: int) -> None:

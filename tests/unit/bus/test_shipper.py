@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from megido_shared.bus.base import Outgoing
 from megido_shared.bus.forwarder import KafkaShipper
 from megido_shared.bus.forwarder_child import ForwarderChild
+from megido_shared.bus.local import group_is_live
 from megido_shared.bus.topics import FLOWS, Topic
 from megido_shared.datadir import DataDir
 from megido_shared.errors import Unavailable
@@ -51,7 +53,37 @@ async def test_topics_are_made_again_when_another_kafka_answers_after_an_outage(
     assert kafka.stored == [b"one", b"two"]
 
 
-def test_a_child_that_does_not_end_is_killed_in_time(tmp_path: Any) -> None:
+def test_a_child_finds_our_packages_and_nothing_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkout that is not installed: the packages are on this process's path only."""
+    (tmp_path / "random.py").write_text("raise SystemExit('not mine')")
+    installed = tmp_path / "site"
+    installed.mkdir()
+    for folder in map(Path, sys.path):
+        for entry in folder.iterdir() if folder.name == "site-packages" else ():
+            if "megido" not in entry.name.lower() and entry.suffix != ".pth":
+                (installed / entry.name).symlink_to(entry)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    monkeypatch.chdir(tmp_path)
+    data = DataDir(tmp_path / "data")
+    child = ForwarderChild(data, kafka="", api_url="http://127.0.0.1:1")
+    child.tick(0.0)
+    try:
+        deadline = time.monotonic() + 30
+        while not group_is_live(data, "forwarder"):
+            assert child._child is not None and child._child.poll() is None, "it ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        child.stop()
+
+
+def test_a_child_that_does_not_end_is_killed_in_time(tmp_path: Path) -> None:
     child = ForwarderChild(DataDir(tmp_path), kafka="127.0.0.1:1")
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True, text=True)
