@@ -14,7 +14,7 @@ from megido_ingest.store import Store
 from megido_shared import events, ids
 from megido_shared.bus.base import Gap
 from megido_shared.db import codecs, tables
-from megido_shared.db.connect import create_engine
+from megido_shared.db.connect import conninfo, create_engine
 from megido_shared.db.detail import decode_detail
 from megido_shared.db.read import load_flow
 from megido_shared.errors import Unavailable
@@ -157,6 +157,40 @@ async def test_workers_at_once_on_the_same_flows_neither_lose_nor_double(any_dat
     empty(any_database)
     await ingest(any_database, [logs[0].records])
     assert contents(any_database) == together
+
+
+async def _waiting_for_locks(url: str, count: int) -> None:
+    async with asyncio.timeout(20):
+        while rows(url, "SELECT count(*) FROM pg_locks WHERE NOT granted") != [(count,)]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_state_that_overtakes_another_worker_s_is_counted_as_if_one_after_the_other(database: str) -> None:
+    """Two records of a flow in different partitions (their number changed). The second worker's statement begins
+    before the first one's commit: its snapshot does not have the row that it raises."""
+    whole = a_completed_flow(seq=5)
+    cut = events.FlowInterrupted(
+        event_id=ids.new_id(), node=whole.node, epoch=whole.epoch, seq=3, time_us=whole.time_us,
+        flow_id=whole.flow_id, request=whole.request,
+    )  # fmt: skip
+    one, two = Log(stream(partition=1)), Log(stream(partition=2))
+    one.add(cut)
+    two.add(whole)
+    first, second = Store(database), Store(database)
+    await first.claim({one.stream})
+    await second.claim({two.stream})
+    with psycopg.connect(conninfo(database)) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(hashtext('megido.feed'))")
+        storing = [asyncio.create_task(store_records(first, one.records))]
+        await _waiting_for_locks(database, 1)
+        storing.append(asyncio.create_task(store_records(second, two.records)))
+        await _waiting_for_locks(database, 2)
+    assert [stored.flows for stored in await asyncio.gather(*storing)] == [1, 1]
+    await first.close()
+    await second.close()
+    assert rows(database, "SELECT rank, prev_rank, seq FROM flows") == [(4, 2, 5)]
+    assert rows(database, "SELECT kind, sum(value)::integer FROM accounting GROUP BY kind") == [("stored", 1)]
+    assert counters(database)["requests", ""] == counters(database)["requests_by_method", "GET"] == 1
 
 
 async def test_bad_records_become_dead_letters_and_their_neighbours_are_stored(any_database: str) -> None:

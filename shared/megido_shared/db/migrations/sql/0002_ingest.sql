@@ -80,6 +80,7 @@ DECLARE
     stale text;
     repeated boolean;
     held_count bigint;
+    overtaken bigint;
     touched uuid[];
 BEGIN
     flow_count := 0; message_count := 0; error_count := 0; auth_count := 0; letter_count := 0;
@@ -305,8 +306,14 @@ BEGIN
         DO UPDATE SET value = a.value + excluded.value, max_seq = greatest(a.max_seq, excluded.max_seq)
     )
     SELECT (SELECT count(*) FROM changed), (SELECT count(*) FROM messages), (SELECT count(*) FROM failures),
-           (SELECT count(*) FROM attempts)
-    INTO flow_count, message_count, error_count, auth_count;
+           (SELECT count(*) FROM attempts),
+           (SELECT count(*) FROM changed AS c WHERE c.prev_rank > 0 AND (c.old).rank IS DISTINCT FROM c.prev_rank)
+    INTO flow_count, message_count, error_count, auth_count, overtaken;
+    IF overtaken > 0 THEN
+        -- Another worker's transaction committed the row as it was before while this statement waited for it, too late
+        -- for this statement's snapshot: what the counters take off would be wrong. The next attempt sees it.
+        RAISE EXCEPTION 'a flow was stored by another worker meanwhile' USING ERRCODE = 'serialization_failure';
+    END IF;
 
     -- 5. Chunks wait for their flow's last record; one that comes again after its body was assembled is dropped.
     IF touched IS NOT NULL THEN
