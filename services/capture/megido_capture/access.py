@@ -66,6 +66,8 @@ class Access:
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         self._check(flow)
+        if flow.error is not None:
+            self._registry.refused.discard(flow.id)  # cut: no hook comes that would forget it
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         self._check(flow)

@@ -79,6 +79,14 @@ def test_refused_large_upload_is_killed_and_never_streamed() -> None:
     assert isinstance(event, AuthAttempted) and not event.success and not parts.registry.flows
 
 
+def test_a_refused_tunnel_that_was_cut_is_not_remembered() -> None:
+    parts, flow, closed = Parts(), tflow.tflow(), list[bytes]()
+    flow.live = True
+    flow.request.headers["Content-Length"] = "5000000"
+    access(parts, closed).http_connect(flow)
+    assert flow.error is not None and closed and not parts.registry.refused
+
+
 @pytest.mark.parametrize(
     ("peer", "served"),
     [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.1", False), ("::ffff:10.0.0.1", False)],
