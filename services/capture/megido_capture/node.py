@@ -28,7 +28,6 @@ from megido_capture.state import Registry
 from megido_capture.streaming import Streaming
 from megido_capture.timeouts import Timeouts
 from megido_capture.websocket import WebSockets, observe_control_frames, stop_observing
-from megido_shared import ids
 from megido_shared.bus.base import Bus
 from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, group_is_live
@@ -66,7 +65,6 @@ class Node:
         self.settings = settings
         self.place = place
         self._proxyserver = proxyserver
-        self._boot_id = ids.new_id()
         self.journal = Journal.open(place.common.data_dir, place.name)
         # Never closed before the process ends: hooks of cut connections still come after `done`.
         atexit.register(self.journal.close)
@@ -173,7 +171,7 @@ class Node:
     def _recover(self, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: a long journal takes a while to read, and the proxy serves meanwhile."""
         try:
-            for fields in recovery.interrupted(self.journal, self._boot_id, self.settings.max_body_size):
+            for fields in recovery.interrupted(self.journal, self.settings.max_body_size):
                 recovery.write(self.emitter, fields)
                 loop.call_soon_threadsafe(self.counters.update, {"recovered": 1})
         except Exception as error:  # noqa: BLE001 - told, and the node goes on

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any, Protocol
 
 import msgspec
@@ -16,19 +17,18 @@ _TERMINAL = (b"FlowCompleted", b"FlowFailed", b"FlowInterrupted")
 
 
 class ReadBack(Protocol):
+    def began_at(self, topic: str) -> int: ...
     def read_back(self, topic: str) -> Iterator[Record]: ...
 
 
-def interrupted(journal: ReadBack, before: bytes, cap: int) -> Iterator[dict[str, Any]]:
+def interrupted(journal: ReadBack, cap: int) -> Iterator[dict[str, Any]]:
     """The fields of a `FlowInterrupted` (all but the stamp) for each flow that was announced and never ended.
 
-    Only flows minted before the id `before` count: later ones belong to this life. Reads the journal twice and
-    keeps only what is open, so a full journal costs time, not memory; meant for a thread.
+    Only what earlier lives wrote counts, by its place: ids would not tell after the clock was set back. Reads the
+    journal twice and keeps only what is open, so a full journal costs time, not memory; meant for a thread.
     """
     open_flows: dict[bytes, FlowStarted] = {}
-    for record in journal.read_back(FLOWS.name):
-        if record.key >= before:
-            continue
+    for record in _earlier(journal):
         kind = _kind(record.value)
         if kind == b"FlowStarted":
             started = _decode(record.value)
@@ -39,13 +39,18 @@ def interrupted(journal: ReadBack, before: bytes, cap: int) -> Iterator[dict[str
     if not open_flows:
         return
     seen = {key: (_Seen(), _Seen()) for key in open_flows}
-    for record in journal.read_back(FLOWS.name):
+    for record in _earlier(journal):
         if record.key in seen and _kind(record.value) == b"BodyChunk":
             chunk = _decode(record.value)
             if isinstance(chunk, BodyChunk):
                 seen[record.key][chunk.side == "response"].add(chunk)
     for key, started in open_flows.items():
         yield _fields(started, *seen[key], cap)
+
+
+def _earlier(journal: ReadBack) -> Iterator[Record]:
+    end = journal.began_at(FLOWS.name)
+    return takewhile(lambda record: record.offset < end, journal.read_back(FLOWS.name))
 
 
 def write(emitter: Emitter, fields: dict[str, Any]) -> None:

@@ -160,6 +160,10 @@ class Journal:
             self._used += size
             return True
 
+    def began_at(self, topic: str) -> int:
+        """The offset from which on this run writes; what lies before it is of earlier runs."""
+        return self._began.get(topic, 0)
+
     def read_back(self, topic: str) -> Iterator[Record]:
         """What is still in this slot's segments of the topic, oldest first; damaged records are left out."""
         stream = Stream(self.epoch.hex(), topic, 0)
@@ -226,9 +230,11 @@ class Journal:
         self.epoch = bytes.fromhex(newest[0].epoch) if newest else ids.new_id()
         self._seq = max((max(name.seq, _last_seq(self._slot, name)) for name in newest), default=0)
         self._used = 0
+        self._began: dict[str, int] = {}
         for topic, names in found.items():
             end = names[-1].base + (self._slot / names[-1].file).stat().st_size
             self._used += end - names[0].base
+            self._began[topic] = end
             self._older[topic] = names[:-1]
             self._start(topic, names[-1], end)
 
