@@ -10,6 +10,7 @@ from typing import Any
 
 import zstandard
 
+from megido_shared import charsets
 from megido_shared.clock import utc
 
 type Pairs = Sequence[tuple[bytes, bytes]]
@@ -75,10 +76,10 @@ def _shown(data: bytes, headers: Pairs) -> dict[str, Any]:
     plain, coding = decoded(data, first_header(headers, b"content-encoding"))
     charset = _charset(first_header(headers, b"content-type"))
     try:
-        text = plain.decode(charset)
+        text = charsets.decode(plain, charset)
         text.encode()  # some charsets can name lone surrogates, which no JSON holds
         return {"body": text, "body_encoding": "text", "decoded_from": coding}
-    except (ValueError, LookupError):  # invalid, or no charset that Python knows
+    except (ValueError, LookupError):  # invalid, or no charset that is decoded here
         return {
             "body": plain.decode("utf-8", "replace"),
             "body_encoding": "base64",

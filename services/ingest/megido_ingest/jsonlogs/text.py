@@ -7,17 +7,12 @@ from collections.abc import Sequence
 
 import zstandard
 
+from megido_shared import charsets
+
 _DECODED_LIMIT = 8 << 20
 """Bytes that a compressed body may grow to; a larger one is written as it crossed the wire."""
 
 _CHARSET = re.compile(rb"charset\s*=\s*\"?([A-Za-z0-9_.:-]+)", re.IGNORECASE)
-_KNOWN_CHARSETS = re.compile(
-    r"(utf-?8|us-ascii|ascii|iso-?8859-?\d+|latin-?1|windows-125\d|cp125\d|utf-?16([bl]e)?|shift_?jis|euc-(jp|kr)"
-    r"|iso-2022-jp|gb2312|gbk|gb18030|big5|koi8-[ru])",
-    re.IGNORECASE,
-)
-"""Not every Python codec: some are no charsets, some take quadratic time."""
-
 type Pairs = Sequence[tuple[bytes, bytes]]
 
 
@@ -62,13 +57,14 @@ def _header(pairs: Pairs, name: bytes) -> bytes:
 
 def _text(data: bytes, content_type: bytes) -> str | None:
     found = _CHARSET.search(content_type)
-    charset = found.group(1).decode("ascii") if found else "utf-8"
-    if not _KNOWN_CHARSETS.fullmatch(charset):
-        charset = "utf-8"
-    try:
-        return data.decode(charset)
-    except (UnicodeDecodeError, LookupError):
-        return None
+    for charset in (found.group(1).decode("ascii") if found else "utf-8", "utf-8"):
+        try:
+            return charsets.decode(data, charset)
+        except LookupError:
+            continue  # none that is known: it may be UTF-8 all the same
+        except UnicodeDecodeError:
+            return None
+    return None
 
 
 def _decompress(data: bytes, coding: str) -> bytes | None:
