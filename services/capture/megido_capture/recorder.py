@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import msgspec
 from mitmproxy import http
 
 from megido_capture.counters import Counters, contained
@@ -80,7 +81,13 @@ class Recorder:
         """Appends `FlowCompleted`, once: nothing when the flow has ended already."""
         state = self._registry.close(flow)
         if state is not None:
-            self._emitter.write(FlowCompleted(**self._fields(state, terminal=True)))
+            fields = self._fields(state, terminal=True)
+            if state.request_tee is not None and not state.request_tee.ended:
+                # Answered before all of it was there, and nobody waits for the rest: nothing else says so.
+                request = fields["request"]
+                body = msgspec.structs.replace(request.body, truncated=True)
+                fields["request"] = msgspec.structs.replace(request, body=body)
+            self._emitter.write(FlowCompleted(**fields))
             self.counters["completed"] += 1
 
     def announce(self, state: FlowState) -> None:

@@ -143,6 +143,17 @@ async def test_client_goes_away(proxy: Proxy, upstream: Upstream) -> None:
     assert isinstance(event, FlowFailed) and event.failure.error_type is ErrorType.CONNECTION_RESET
 
 
+async def test_an_answer_before_the_whole_upload_leaves_it_marked_as_cut(proxy: Proxy) -> None:
+    async with answering(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno") as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        head = f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n"
+        writer.write(head.encode() + PIECE)
+        assert b" 413 " in await reader.readline()
+        writer.close()
+        [event] = ended(await proxy.until(lambda events: bool(ended(events))))
+    assert isinstance(event, FlowCompleted) and event.request.body.truncated
+
+
 async def test_silent_upstream_with_transfer_timeout(tmp_path: Path, upstream: Upstream) -> None:
     upstream.release.clear()
     async with capture(tmp_path / "data", "--transfer-timeout", "1") as proxy:
