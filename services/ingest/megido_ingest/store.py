@@ -46,7 +46,7 @@ class Stored:
 
 
 class Store:
-    """Stores prepared batches of the streams that it has claimed. Not for two tasks at once.
+    """Stores prepared batches of the streams that it has claimed. Not for two tasks at once, but for `ping`.
 
     Methods raise Unavailable when the database is away (nothing was stored, or it cannot be told: storing the same
     batch again is always right) and StaleClaim when another worker has claimed a stream of the batch.
@@ -57,6 +57,8 @@ class Store:
         self.cache = BodyCache()
         self.generations: dict[Stream, int] = {}
         self._claims = Session(url, "megido ingest claims", shard=False)
+        self._health = Session(url, "megido ingest health", shard=False)
+        self._asking = asyncio.Lock()
         self._days: set[date] = set()
 
     async def claim(self, streams: Collection[Stream]) -> Mapping[Stream, Position]:
@@ -104,16 +106,18 @@ class Store:
         return stored
 
     async def ping(self) -> None:
-        """Returns when the database answers; raises Unavailable."""
-        try:
-            await (await self._claims.connection()).execute("SELECT 1")
-        except psycopg.Error as error:
-            await self._claims.close()
-            raise failures.unavailable(error) from error
+        """Returns when the database answers; raises Unavailable. At any time, beside the other calls too."""
+        async with self._asking:
+            try:
+                await (await self._health.connection()).execute("SELECT 1")
+            except psycopg.Error as error:
+                await self._health.close()
+                raise failures.unavailable(error) from error
 
     async def close(self) -> None:
         await self.session.close()
         await self._claims.close()
+        await self._health.close()
 
     async def _again(self, prepared: Prepared, rejected: Mapping[Place, str] | None = None) -> Prepared:
         known = {**prepared.rejected, **(rejected or {})}

@@ -409,6 +409,18 @@ async def test_a_refused_credential_is_an_error_too(database: str) -> None:
     assert [row[2:] for row in contents(database)["accounting"]] == [("stored", 2, 2)]
 
 
+async def test_health_is_asked_for_while_streams_are_claimed_on_a_session_of_its_own(database: str) -> None:
+    store = Store(database)
+    await asyncio.gather(store.ping(), store.claim({stream()}), store.ping())
+    sessions = rows(
+        database,
+        "SELECT application_name FROM pg_stat_activity"
+        " WHERE datname = current_database() AND starts_with(application_name, 'megido ingest') ORDER BY 1",
+    )
+    assert sessions == [("megido ingest claims",), ("megido ingest health",)]
+    await store.close()
+
+
 def test_the_rows_are_packed_as_the_database_declares_them(any_database: str) -> None:
     for kind in row_types.ALL:
         declared = rows(
