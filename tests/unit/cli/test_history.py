@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 from megido.client import ApiError, Client
-from megido.history import list_requests, replay_range, show
+from megido.history import list_requests, replay, replay_range, show
+from megido_shared.errors import MegidoError
 
 HOSTILE = "\x1b]0;owned\x07\n\u202e"
 LISTED: dict[str, Any] = {
@@ -30,6 +31,8 @@ RESPONSE = MESSAGE | {"status_code": 200, "response_time": 1.5, "response_size":
 class Answers:
     """A client that knows its answers."""
 
+    api_url = "http://localhost:8000"
+
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
 
@@ -39,7 +42,7 @@ class Answers:
             raise answer
         return answer
 
-    request = replay = each_request = _next
+    request = replay = each_request = newest_id = _next
 
 
 def client(*answers: Any) -> Client:
@@ -76,14 +79,44 @@ def test_the_first_and_the_last_year_are_shown(
 def test_a_range_goes_on_past_what_cannot_be_sent(capsys: pytest.CaptureFixture[str]) -> None:
     sent = {"success": True, "request": LISTED, "response": RESPONSE, "error_message": None}
     answers = (
+        4,  # the newest id when the run begins: what it stores itself is not sent again
         sent | {"replayed_request_id": None},
         ApiError(404, "not_found", "no request has the id 2"),
         ApiError(409, "not_stored_yet", "not stored yet; try again"),
         sent | {"replayed_request_id": None},
     )
-    done = replay_range(client(*answers), 1, 4, target_url="", delay=0, verify_tls=True, as_json=False)
+    done = replay_range(client(*answers), 1, 6, target_url="", delay=0, verify_tls=True, as_json=False)
     shown = capsys.readouterr()
     assert done == 1
     assert [line.partition(":")[0] for line in shown.out.splitlines()] == ["1", "4"]
     assert "3: not stored yet" in shown.err
-    assert "2 replayed, 1 failed, 1 ids that no request has" in shown.err
+    assert "2 replayed, 1 failed, 3 ids that no request has" in shown.err
+
+
+def test_a_range_behind_the_newest_says_so() -> None:
+    with pytest.raises(MegidoError, match="the newest is 4"):
+        replay_range(client(4), 5, 9, target_url="", delay=0, verify_tls=True, as_json=False)
+
+
+def test_a_body_that_was_cut_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    cut = MESSAGE | {"body": "hel", "truncated": True}
+    detail = DETAIL | cut | {"response": RESPONSE | {"error_message": None}}
+    assert show(client(detail), "1", as_json=False) == 0
+    assert capsys.readouterr().out.count("only this part is stored") == 1
+
+
+def test_duplicate_headers_and_deviations_of_a_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [["Set-Cookie", "a=1"], ["Set-Cookie", "b=2"]]
+    answer = {
+        "success": True,
+        "request": LISTED | MESSAGE,
+        "response": RESPONSE | {"raw_headers": pairs},
+        "error_message": None,
+        "replayed_request_id": None,
+        "deviations": ["http-version: recorded as HTTP/2.0, sent as HTTP/1.1"],
+    }
+    done = replay(client(answer), "1", target_url="", verify_tls=True, verbose=True, as_json=False)
+    shown = capsys.readouterr()
+    assert done == 0
+    assert ("Set-Cookie: a=1" in shown.out, "Set-Cookie: b=2" in shown.out) == (True, True)
+    assert "sent as HTTP/1.1" in shown.err
