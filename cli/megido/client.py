@@ -42,6 +42,7 @@ class Response(TypedDict):
     raw_headers: NotRequired[list[tuple[str, str]]]
     body: str
     body_encoding: NotRequired[str]
+    truncated: NotRequired[bool]
     response_time: float | None
     response_size: int
     cached: bool
@@ -56,6 +57,7 @@ class Detail(TypedDict):
     raw_headers: NotRequired[list[tuple[str, str]]]
     body: str
     body_encoding: NotRequired[str]
+    truncated: NotRequired[bool]
     timestamp: str
     host: str
     port: int
@@ -70,6 +72,8 @@ class Detail(TypedDict):
 
 
 class Replayed(TypedDict):
+    """`deviations`: how the request that was sent differs from the original."""
+
     success: bool
     request: dict[str, Any]
     response: dict[str, Any]
@@ -77,6 +81,7 @@ class Replayed(TypedDict):
     error_message: str | None
     replayed_request_id: int | None
     job_id: NotRequired[str]
+    deviations: NotRequired[list[str]]
 
 
 class ApiError(MegidoError):
@@ -150,6 +155,10 @@ class Client:
             raise Unavailable(f"request {reference} is still being sent; see {where}")
         return cast(Replayed, answer)
 
+    def newest_id(self) -> int:
+        """The highest id that a stored request has; 0 when there is none."""
+        return max((request["id"] for request in self.requests(limit=100)["requests"]), default=0)
+
     def stats(self) -> dict[str, Any]:
         return self._get("/proxy/api/stats/")
 
@@ -162,7 +171,7 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
                 f"the API at {self.api_url} cannot be reached ({str(error) or type(error).__name__}); "
-                "start it with: megido up, or name another with --api-url"
+                "start it with `megido up` (`make run` in a checkout), or name another with --api-url"
             ) from error
         try:
             document = response.json()

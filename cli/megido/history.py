@@ -35,6 +35,7 @@ def list_requests(
         write(table(_HEADINGS, [_row(request) for request in requests], right=_RIGHT))
     else:
         note("no request matches; send something through the proxy, or leave a filter out")
+        note(f"connections that failed before a request: {client.api_url}/proxy/api/errors/list/")
     return 0
 
 
@@ -86,7 +87,7 @@ def show(client: Client, reference: str, *, as_json: bool) -> int:
         write(f"Response  {response['status_code']}  {timing}")
         if response["error_message"]:
             write(f"Error     {safe_line(response['error_message'])}")
-        _write_message(response)
+        _write_message(response, f"{detail['id']}/response/body")
     elif error := detail.get("error"):
         write("")
         write(f"Failed    {safe_line(error['error_type'])}: {safe_line(error['error_message'])}")
@@ -106,24 +107,27 @@ def _request_lines(detail: Detail) -> Iterator[str]:
     yield f"Size      {detail['request_size']} bytes"
     if detail["is_replay"]:
         yield f"Replay of {detail['original_request_id'] or 'a request that is gone'}"
-    yield from _message_lines(detail)
+    yield from _message_lines(detail, f"{detail['id']}/body")
 
 
-def _write_message(message: Any) -> None:
-    for line in _message_lines(message):
+def _write_message(message: Any, place: str = "") -> None:
+    for line in _message_lines(message, place):
         write(line)
 
 
-def _message_lines(message: Any) -> Iterator[str]:
+def _message_lines(message: Any, place: str = "") -> Iterator[str]:
+    """Headers and body. `place` is where the API has the body's bytes, below `requests/`."""
     pairs = message.get("raw_headers") or list(message["headers"].items())
     yield ""
     yield from (f"  {safe_line(name)}: {safe_line(value)}" for name, value in pairs)
     if message["body"]:
         yield ""
         if message.get("body_encoding") == "base64":
-            yield "  (binary; its bytes: GET /proxy/api/requests/<id>/body or …/response/body)"
+            yield "  (binary" + (f"; its bytes: GET /proxy/api/requests/{place})" if place else ")")
         else:
             yield safe(message["body"])
+    if message.get("truncated"):
+        yield "  (only this part is stored, see max_body_size; the size above is the true one)"
 
 
 def replay(client: Client, reference: str, *, target_url: str, verify_tls: bool, verbose: bool, as_json: bool) -> int:
@@ -132,6 +136,8 @@ def replay(client: Client, reference: str, *, target_url: str, verify_tls: bool,
         write(json.dumps(answer, ensure_ascii=False))
     else:
         write(_outcome(client, reference, answer))
+        for deviation in answer.get("deviations", []):
+            note(f"sent differently from the original: {deviation}")
         if verbose:
             _write_verbose(answer)
     return 0 if answer["success"] else 1
@@ -144,7 +150,11 @@ def replay_range(
     if first > last:
         raise ConfigurationError(f"the range {first} to {last} is empty; the smaller id comes first")
     sent = failed = missing = 0
-    for number in range(first, last + 1):
+    # What this run stores gets ids too; it must not be sent again by it.
+    newest = client.newest_id()
+    if first > newest:
+        raise MegidoError(f"no request has an id from {first} on; the newest is {newest}, see: megido list")
+    for number in range(first, min(last, newest) + 1):
         if sent or failed:
             time.sleep(delay)
         try:
@@ -167,7 +177,8 @@ def replay_range(
         sent += answer["success"]
         failed += not answer["success"]
         write(json.dumps(answer, ensure_ascii=False) if as_json else _outcome(client, str(number), answer))
-    gaps = f", {missing} ids that no request has" if missing else ""
+    missing += max(last - newest, 0)
+    gaps = f", {missing} {'id' if missing == 1 else 'ids'} that no request has" if missing else ""
     note(f"{sent} replayed, {failed} failed{gaps}")
     return 0 if sent and not failed else 1
 

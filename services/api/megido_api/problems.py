@@ -123,6 +123,12 @@ def _field(found: Mapping[str, Any]) -> str:
 
 
 def _message(found: Mapping[str, Any]) -> str:
+    if found["type"] == "extra_forbidden":
+        return "is not known here; leave it out or see /docs for the right name"
+    if found["type"] == "int_parsing":
+        return "must be a whole number"
+    if found["type"] in ("model_attributes_type", "dict_type"):
+        return "must be a JSON object, sent with Content-Type: application/json"
     if found["type"] == "json_invalid":
         return f"not JSON ({found['ctx']['error']})"
     return str(found["msg"]).removeprefix("Value error, ")

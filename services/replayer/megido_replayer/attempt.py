@@ -108,10 +108,15 @@ class Attempt:
 
     async def _begin(self, sent: Sent) -> bool:
         tools, item = self._tools, sent.item
+        deviations = sent.prepared.deviations + sent.message.deviations
+        flow_id = ids.to_uuid(sent.flow_id)
         async with tools.engine.begin() as connection:
-            if not await queries.begin(connection, item, tools.me, ids.to_uuid(sent.flow_id), tools.lease_s):
+            ours = await queries.begin(
+                connection, item, tools.me, flow_id=flow_id, deviations=deviations, lease_s=tools.lease_s
+            )
+            if not ours:
                 return False
-        if tools.recorder.begun(item, sent.flow_id, sent.prepared.deviations + sent.message.deviations):
+        if tools.recorder.begun(item, sent.flow_id, deviations):
             return True
         async with tools.engine.begin() as connection:
             await queries.release(connection, [item], tools.me, state="sent")

@@ -85,8 +85,8 @@ _CLAIM = text("""
 
 _BEGIN = text("""
     UPDATE replay_items i
-    SET state = 'sent', result_flow_id = :flow, lease_until = now() + make_interval(secs => :lease_s),
-        updated_at = now()
+    SET state = 'sent', result_flow_id = :flow, deviations = :deviations,
+        lease_until = now() + make_interval(secs => :lease_s), updated_at = now()
     FROM replay_jobs j
     WHERE i.job_id = :job AND i.position = :position AND i.attempt = :attempt AND i.claimed_by = :me
       AND i.state = 'claimed' AND j.job_id = i.job_id AND j.state = 'running'
@@ -212,9 +212,11 @@ async def claim(
     return sorted((Item(*row) for row in rows), key=lambda item: item.position)
 
 
-async def begin(connection: AsyncConnection, item: Item, me: str, flow_id: uuid.UUID, lease_s: float) -> bool:
+async def begin(
+    connection: AsyncConnection, item: Item, me: str, *, flow_id: uuid.UUID, deviations: Sequence[str], lease_s: float
+) -> bool:
     """Marks it `sent`. False: it is not ours any more, or its job does not run any more; do not send."""
-    values = {**item.key(), "me": me, "flow": flow_id, "lease_s": lease_s}
+    values = {**item.key(), "me": me, "flow": flow_id, "deviations": list(deviations), "lease_s": lease_s}
     return (await connection.execute(_BEGIN, values)).rowcount == 1
 
 

@@ -337,5 +337,6 @@ replay_items = Table(
     Column("result_flow_id", Uuid),
     Column("status", SmallInteger),
     Column("error", Text),
+    Column("deviations", ARRAY(Text), nullable=False, comment="how the request sent differs from the original"),
     Column("updated_at", _time, nullable=False),
 )

@@ -114,11 +114,13 @@ async def test_waits_for_the_result_and_its_flow(api: Api, original: dict[str, A
             "original_url": "https://api.example.com/users?page=1",
             "method": "PUT",
             "headers": {"Host": "api.example.com", "User-Agent": "test/1.0"},
+            "raw_headers": [["Host", "api.example.com"], ["User-Agent", "test/1.0"]],
             "body": "",
         },
         "response": {
             "status_code": 418,
             "headers": {"Content-Type": "application/json"},
+            "raw_headers": [["Content-Type", "application/json"]],
             "body": "teapot",
             "response_time": 1.2,
             "success": True,
@@ -126,6 +128,7 @@ async def test_waits_for_the_result_and_its_flow(api: Api, original: dict[str, A
         "timestamp": listed["timestamp"],
         "error_message": None,
         "replayed_request_id": listed["id"],
+        "deviations": [],
         "job_id": str(job),
         "diff_url": None,
     }
@@ -197,7 +200,7 @@ async def test_bad_targets_and_unknown_ids_leave_nothing(api: Api, original: dic
     ):
         found = await api.post(path, {"target_url": target}, status=400)
         assert [entry["field"] for entry in found["error"]["details"]["fields"]] == ["target_url"], target
-    for change in ({"timeout": 0}, {"timeout": "NaN"}, {"timeout": 1e9}, {"verify_tls": "perhaps"}, {"wait": 7}):
+    for change in ({"timeout": 0}, {"timeout": "NaN"}, {"timeout": 1e9}, {"verify_tls": "perhaps"}, {"wait": 7}, {"target": "http://h/"}):
         found = await api.post(path, change, status=400)
         assert [entry["field"] for entry in found["error"]["details"]["fields"]] == list(change)
     for unknown in ("999999", "abc", str(uuid.uuid4()), "99999999999999999999999", "-1", "1.0", "%00"):

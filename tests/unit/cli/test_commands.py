@@ -50,7 +50,7 @@ def test_wrong_usage_is_one_line_and_2(arguments: list[str], says: str, capsys: 
 def test_no_api_is_one_line_and_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--api-url", "http://127.0.0.1:9"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "start it with: megido up" in line
+    assert "start it with `megido up`" in line
 
 
 def test_help_is_quick_because_it_loads_little() -> None:

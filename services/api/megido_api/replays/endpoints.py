@@ -134,5 +134,6 @@ def _item(item: Any, linked: dict[uuid.UUID, int]) -> dict[str, Any]:
         "result_flow_id": item.result_flow_id,
         "status_code": item.status,
         "error": item.error,
+        "deviations": list(item.deviations),
         "updated_at": iso(item.updated_at),
     }

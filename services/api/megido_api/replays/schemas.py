@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from megido_api.fields import StoredText
 
@@ -23,6 +23,10 @@ def _check_target(url: str) -> str:
 
 
 class ReplayRequest(BaseModel):
+    """A name that is not known is refused: a mistyped target must not send to the original."""
+
+    model_config = ConfigDict(extra="forbid")
+
     target_url: Annotated[StoredText, AfterValidator(_check_target)] | None = Field(
         default=None,
         description="another scheme, host and port; another path too when it has one",
@@ -40,6 +44,7 @@ class ReplayedRequest(BaseModel):
     original_url: str
     method: str
     headers: dict[str, str]
+    raw_headers: list[tuple[str, str]]
     body: str
 
 
@@ -47,6 +52,7 @@ class ReplayedResponse(BaseModel):
     success: bool
     status_code: int | None = Field(default=None, description="with success")
     headers: dict[str, str] | None = Field(default=None, description="with success")
+    raw_headers: list[tuple[str, str]] | None = Field(default=None, description="with success")
     body: str | None = Field(default=None, description="with success")
     response_time: float | None = Field(default=None, description="ms; with success")
     error: str | None = Field(default=None, description="without success")
@@ -59,6 +65,7 @@ class ReplayResult(BaseModel):
     timestamp: str
     error_message: str | None
     replayed_request_id: int | None
+    deviations: list[str] = Field(description="how the request that was sent differs from the original, and why")
     job_id: UUID
     diff_url: str | None = Field(description="where the answers are compared; null until they can be")
 
@@ -82,6 +89,7 @@ class Item(BaseModel):
     result_flow_id: UUID | None
     status_code: int | None
     error: str | None
+    deviations: list[str] = Field(description="how the request that was sent differs from the original, and why")
     updated_at: str
 
 

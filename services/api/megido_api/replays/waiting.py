@@ -75,13 +75,14 @@ async def result(outcome: Outcome, job_id: uuid.UUID) -> dict[str, Any]:
             "url": sent.row.url,
             "original_url": outcome.original.row.url,
             "method": sent.row.method,
-            "headers": header_fields(sent.request_headers)["headers"],
+            **_headers(sent.request_headers),
             "body": (await _body(sent.request_body, sent.request_headers)),
         },
         "response": await _response(outcome.replayed) if success else {"success": False, "error": error},
         "timestamp": iso(sent.row.started_at if outcome.replayed else item.updated_at),
         "error_message": error,
         "replayed_request_id": outcome.replayed.id if outcome.replayed else None,
+        "deviations": list(item.deviations),
         "job_id": job_id,
         "diff_url": None,
     }
@@ -93,11 +94,16 @@ async def _response(flow: read.StoredFlow | None) -> dict[str, Any]:
     us = flow.row.response_time_us
     return {
         "status_code": flow.row.status,
-        "headers": header_fields(flow.response_headers)["headers"],
+        **_headers(flow.response_headers),
         "body": await _body(flow.response_body, flow.response_headers),
         "response_time": None if us is None or us < 0 else us / 1000,
         "success": True,
     }
+
+
+def _headers(pairs: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    shown = header_fields(pairs)
+    return {name: shown[name] for name in ("headers", "raw_headers")}
 
 
 async def _body(body: read.StoredBody, headers: list[tuple[bytes, bytes]]) -> str:

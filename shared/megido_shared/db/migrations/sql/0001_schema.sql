@@ -292,6 +292,7 @@ CREATE TABLE replay_items (
     result_flow_id uuid,
     status smallint,
     error text,
+    deviations text[] NOT NULL DEFAULT '{}',
     updated_at timestamptz NOT NULL,
     PRIMARY KEY (job_id, position)
 );
