@@ -202,6 +202,7 @@ def _run(port: int, data: Path) -> int:
     try:
         node.start()
         print(f"Kafka listens on {node.bootstrap}; data and node.log in {data}; Ctrl-C stops it", flush=True)
+        print(f'Next: make run ARGS="--kafka localhost:{node.port}"', flush=True)
         node.wait()
     except KeyboardInterrupt:
         pass

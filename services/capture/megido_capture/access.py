@@ -157,7 +157,7 @@ def check_listeners(settings: CaptureSettings, modes: list[str], listen_host: st
             if not settings.allow_open_proxy:
                 raise ConfigurationError(
                     f"refusing to listen on {host} without authentication; "
-                    "set auth_required and auth_token, or allow_open_proxy=true if you mean it"
+                    "set auth_required and auth_token, or allow_open_proxy if you mean it"
                 )
             logger.warning("listening on %s without authentication: anybody who reaches it may use this proxy", host)
 

@@ -104,6 +104,9 @@ class MegidoAddon:
     def running(self) -> None:
         if self.node is None:
             return
+        if self._hosted:
+            authority_file = certificate(ctx.options.confdir)
+            logger.info("megido records here as %s; clients must trust %s", self.node.journal.node, authority_file)
         if self._rebind:
             # listen_host was read before a script could set it; a changed mode is bound anew.
             ctx.options.update(mode=[_on_loopback(mode, ctx.options.listen_port) for mode in ctx.options.mode])

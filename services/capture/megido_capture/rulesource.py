@@ -14,9 +14,12 @@ from megido_shared.bus.base import Bus
 from megido_shared.config import PayloadRule, Snapshot, decode_snapshot
 
 logger = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a poll, in the host's own log
 
 RETRY_AFTER = 2.0
 POLL_TIMEOUT = 5.0
+COMPLAIN_AT = 4
+"""Failures in a row: the services of one start come up in any order, and that is no trouble."""
 MAX_ANSWER = 16 << 20
 
 type OpenBus = Callable[[], Bus]
@@ -55,7 +58,7 @@ class RuleSource:
         self._snapshots: dict[str, Snapshot] = {}
         self._fresh_at = time.monotonic()
         self._shown: list[PayloadRule] = []
-        self._complained = False
+        self._failures = 0
 
     @property
     def version(self) -> int:
@@ -78,9 +81,9 @@ class RuleSource:
             try:
                 await step()
             except Exception as error:  # noqa: BLE001 - whatever it is, the rules in force stay and it is tried again
-                if not self._complained:
+                self._failures += 1
+                if self._failures == COMPLAIN_AT:
                     logger.warning("payload rules cannot be read now: %.200s", error)
-                self._complained = True
                 await asyncio.sleep(RETRY_AFTER)
 
     async def _watch(self) -> None:
@@ -126,7 +129,7 @@ class RuleSource:
 
     def _succeeded(self) -> None:
         self._fresh_at = time.monotonic()
-        self._complained = False
+        self._failures = 0
 
 
 def fetch(url: str, env: Mapping[str, str]) -> list[PayloadRule]:

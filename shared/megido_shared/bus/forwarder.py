@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -42,6 +43,8 @@ MAX_RECORD_BYTES = 4_000_000
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
 HTTP_SECONDS = 30.0
+SLOW_SECONDS = 3.0
+"""How long a batch may be under way before the forwarder says that it is not ready."""
 STOP_SECONDS = 5.0
 
 _log = logging.getLogger("megido.forwarder")
@@ -156,8 +159,14 @@ class Forwarder:
         self._metrics = metrics
         self._consumer: Consumer | None = None
         self._trouble = ["not started yet"]
+        self._shipping_since: float | None = None
 
     def missing(self) -> list[str]:
+        """A broker that is away shows long before the producer gives up on it."""
+        since = self._shipping_since
+        waited = 0.0 if since is None else time.monotonic() - since
+        if not self._trouble and waited > SLOW_SECONDS:
+            return [f"a batch has not been taken for {waited:.0f} s"]
         return self._trouble
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -214,12 +223,15 @@ class Forwarder:
         records = [record for record in batch.records if self._fits(record)]
         pause = FIRST_PAUSE
         while records:
+            self._shipping_since = time.monotonic()
             try:
                 refused = await self._shipper.ship([Outgoing(r.stream.topic, r.key, r.value) for r in records])
                 break
             except Unavailable as error:
                 self._report(str(error))
                 self._metrics.retries.inc()
+            finally:
+                self._shipping_since = None
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))
             pause = min(2 * pause, LONGEST_PAUSE)
         else:

@@ -121,8 +121,8 @@ def test_each_line_works(line: Path, database: str, site: Site) -> None:
     replayed = found[4]
     assert replayed["success"] is True, replayed
     assert set(replayed) >= {"success", "request", "response", "timestamp", "error_message", "replayed_request_id"}
-    assert set(replayed["request"]) == {"url", "original_url", "method", "headers", "body"}
-    assert set(replayed["response"]) == {"status_code", "headers", "body", "response_time", "success"}
+    assert set(replayed["request"]) == {"url", "original_url", "method", "headers", "raw_headers", "body"}
+    assert set(replayed["response"]) == {"status_code", "headers", "raw_headers", "body", "response_time", "success"}
     assert replayed["response"]["status_code"] == 200
     assert site.received == [("POST", "/echo?api.example.com")]
     redirected = found[5]

@@ -200,7 +200,14 @@ async def test_bad_targets_and_unknown_ids_leave_nothing(api: Api, original: dic
     ):
         found = await api.post(path, {"target_url": target}, status=400)
         assert [entry["field"] for entry in found["error"]["details"]["fields"]] == ["target_url"], target
-    for change in ({"timeout": 0}, {"timeout": "NaN"}, {"timeout": 1e9}, {"verify_tls": "perhaps"}, {"wait": 7}, {"target": "http://h/"}):
+    for change in (
+        {"timeout": 0},
+        {"timeout": "NaN"},
+        {"timeout": 1e9},
+        {"verify_tls": "perhaps"},
+        {"wait": 7},
+        {"target": "http://h/"},
+    ):
         found = await api.post(path, change, status=400)
         assert [entry["field"] for entry in found["error"]["details"]["fields"]] == list(change)
     for unknown in ("999999", "abc", str(uuid.uuid4()), "99999999999999999999999", "-1", "1.0", "%00"):

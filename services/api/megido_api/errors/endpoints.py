@@ -11,6 +11,7 @@ from megido_api.errors import queries
 from megido_api.errors.schemas import ErrorList, PostedError
 from megido_api.fields import Cursor, Filter, Limit
 from megido_api.paging import Page, Total
+from megido_api.parameters import ONLY_KNOWN
 from megido_api.publishing import next_number, publish
 from megido_api.state import StateDep
 from megido_api.views import iso
@@ -20,7 +21,7 @@ from megido_shared.db import tables
 router = APIRouter(prefix="/proxy/api/errors", tags=["errors"])
 
 
-@router.get("/list/", summary="List errors, newest first", response_model=ErrorList)
+@router.get("/list/", summary="List errors, newest first", response_model=ErrorList, dependencies=ONLY_KNOWN)
 async def list_errors(
     state: StateDep, error_type: Filter = None, source_ip: Filter = None, limit: Limit = 50, cursor: Cursor = None
 ) -> Any:

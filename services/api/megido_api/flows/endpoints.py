@@ -12,6 +12,7 @@ from megido_api.fields import Bound, Cursor, Filter, Flag, Limit, Offset
 from megido_api.flows import detail, posting, queries
 from megido_api.flows.schemas import PostedRequest, PostedResponse, RequestDetail, RequestList
 from megido_api.paging import Page, Total
+from megido_api.parameters import ONLY_KNOWN
 from megido_api.problems import ErrorAnswer, Problem, not_found
 from megido_api.publishing import next_number, publish, split
 from megido_api.state import State, StateDep
@@ -28,7 +29,7 @@ _BYTES: dict[int | str, dict[str, Any]] = _NOT_FOUND | {
 }
 
 
-@router.get("/requests/", summary="List requests, newest first", response_model=RequestList)
+@router.get("/requests/", summary="List requests, newest first", response_model=RequestList, dependencies=ONLY_KNOWN)
 async def list_requests(  # noqa: PLR0917 - query parameters, by name
     state: StateDep,
     method: Filter = None,

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from megido_api.answers import Created
 from megido_api.fields import Cursor, Filter, Limit
 from megido_api.paging import Page, Total
+from megido_api.parameters import ONLY_KNOWN
 from megido_api.publishing import next_number, publish
 from megido_api.state import State, StateDep
 from megido_api.views import iso
@@ -23,7 +24,9 @@ _STORED_LIMIT = 700_000
 """Bytes of a posted payload that are kept: a message is one record on the bus."""
 
 
-@router.get("/list/", summary="List WebSocket messages, newest first", response_model=MessageList)
+@router.get(
+    "/list/", summary="List WebSocket messages, newest first", response_model=MessageList, dependencies=ONLY_KNOWN
+)
 async def list_websocket_messages(  # noqa: PLR0917 - query parameters, by name
     state: StateDep,
     connection_id: Filter = None,
