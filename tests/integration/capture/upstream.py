@@ -191,24 +191,60 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _serve_h2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers each stream with its path; `/nolength/…` without Content-Length."""
+    """Answers each stream as its path says."""
     conn = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
     conn.initiate_connection()
     writer.write(conn.data_to_send())
     paths: dict[int, str] = {}
+    received: dict[int, int] = {}
+    waiting: dict[int, memoryview] = {}
     while data := await reader.read(65536):
         for event in conn.receive_data(data):
             if isinstance(event, h2.events.RequestReceived):
                 paths[event.stream_id] = dict(event.headers)[":path"]
+                received[event.stream_id] = 0
             elif isinstance(event, h2.events.DataReceived):
+                received[event.stream_id] += len(event.data)
                 conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.StreamReset):
+                waiting.pop(event.stream_id, None)
             elif isinstance(event, h2.events.StreamEnded):
-                path = paths[event.stream_id]
-                answer = f"h2 {path}".encode()
-                headers = [(":status", "200"), ("content-type", "text/plain")]
-                if not path.startswith("/nolength"):
-                    headers.append(("content-length", str(len(answer))))
+                headers, answer = _h2_answer(paths.pop(event.stream_id), received.pop(event.stream_id))
                 conn.send_headers(event.stream_id, headers)
-                conn.send_data(event.stream_id, answer, end_stream=True)
+                waiting[event.stream_id] = memoryview(answer)
+        send_what_fits(conn, waiting)
         writer.write(conn.data_to_send())
         await writer.drain()
+
+
+def _h2_answer(path: str, received: int) -> tuple[list[tuple[str, str]], bytes]:
+    """Headers and body: the path, or what the handlers of HTTP/1 answer under the same name; `/nolength/…`,
+    `/chunked/…` and `/sse/…` without Content-Length."""
+    name, _, argument = path.strip("/").partition("/")
+    number = argument.partition("?")[0]
+    answer, content_type = f"h2 {path}".encode(), "text/plain"
+    match name:
+        case "length" | "chunked":
+            answer = body_of_size(int(number))
+        case "sse":
+            answer, content_type = b"".join(b"data: %d\n\n" % n for n in range(int(number))), "text/event-stream"
+        case "count":
+            answer = str(received).encode()
+    headers = [(":status", "200"), ("content-type", content_type)]
+    if name not in ("nolength", "chunked", "sse"):
+        headers.append(("content-length", str(len(answer))))
+    return headers, answer
+
+
+def send_what_fits(conn: h2.connection.H2Connection, waiting: dict[int, memoryview]) -> None:
+    """Sends of each stream's body what flow control allows, and takes away what is sent."""
+    for stream in list(waiting):
+        while stream in waiting:
+            rest = waiting[stream]
+            room = min(conn.local_flow_control_window(stream), conn.max_outbound_frame_size)
+            if not room and rest:
+                break
+            conn.send_data(stream, bytes(rest[:room]), end_stream=len(rest) <= room)
+            waiting[stream] = rest[room:]
+            if len(rest) <= room:
+                del waiting[stream]
