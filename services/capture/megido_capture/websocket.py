@@ -11,7 +11,7 @@ from mitmproxy.proxy.layers import websocket as layer
 from wsproto.frame_protocol import Opcode
 
 from megido_capture.counters import Counters, contained
-from megido_capture.emitter import MAX_INLINE, Emitter
+from megido_capture.emitter import Emitter
 from megido_capture.flows import url_of
 from megido_capture.recorder import Recorder
 from megido_capture.state import Registry
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 TESTED = ((12, 2), (12, 3))
 """Versions of mitmproxy whose WebSocket layer the observation below was tested against."""
+
+MAX_PAYLOAD = 3_500_000
+"""Bytes of a message in its record, which travels in one piece: with a long URL it stays under the 4,000,000 bytes
+that the forwarder and the topics take."""
 
 type MessageType = Literal["TEXT", "BINARY", "PING", "PONG", "CLOSE"]
 
@@ -120,7 +124,7 @@ class WebSockets:
         sequence, opened.sequence = opened.sequence, opened.sequence + 1
         if not self.enabled:
             return
-        cap = min(self._recorder.cap, MAX_INLINE)
+        cap = min(self._recorder.cap, MAX_PAYLOAD)
         self._emitter.write(
             WebSocketMessage(
                 **self._emitter.terminal(self._clock.time_us()),

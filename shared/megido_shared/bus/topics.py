@@ -19,7 +19,7 @@ class Topic:
     retention_bytes: int = -1
 
     def config(self, replication: int) -> dict[str, str]:
-        """The settings that a broker gets. A record is at most 900 KB; a batch may hold a little more."""
+        """The settings that a broker gets. A record is at most 4,000,000 bytes; a batch may hold a little more."""
         settings = {
             "cleanup.policy": self.cleanup,
             "max.message.bytes": "4194304",

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import trustme
@@ -12,6 +15,9 @@ import websockets
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
+from megido_shared import events
+from megido_shared.bus.kafka import KafkaBus
+from megido_shared.bus.topics import WEBSOCKET
 from megido_shared.events import WebSocketMessage
 from tests.integration.capture.conftest import server_context
 from tests.integration.capture.harness import Proxy, capture, flows
@@ -28,6 +34,10 @@ async def echo(connection: ServerConnection) -> None:
 async def echoing(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     async with serve(echo, "127.0.0.1", 0, ssl=tls, max_size=None) as server:
         yield next(iter(server.sockets)).getsockname()[1]
+
+
+def closed(found: list[Any]) -> bool:
+    return any(m.message_type == "CLOSE" for m in messages(found))
 
 
 def messages(found: list[Any]) -> list[WebSocketMessage]:
@@ -53,7 +63,7 @@ async def test_conversation(proxy: Proxy, authority: trustme.CA, scheme: str) ->
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.recv(), 0.3)  # answers the server's ping meanwhile
             await client.close(4001, "done here")
-    found = await proxy.until(lambda events: any(m.message_type == "CLOSE" for m in messages(events)))
+    found = await proxy.until(closed)
     sent = [(m.direction, m.message_type, m.payload) for m in messages(found)]
     assert sent == [
         ("SEND", "TEXT", "hello é".encode()),
@@ -86,7 +96,7 @@ async def test_compressed_messages_are_recorded_as_sent(proxy: Proxy) -> None:
     ):
         await client.send("x" * 10_000)
         await client.recv()
-    found = await proxy.until(lambda events: any(m.message_type == "CLOSE" for m in messages(events)))
+    found = await proxy.until(closed)
     assert [m.size for m in messages(found)] == [10_000, 10_000, 0]
 
 
@@ -96,18 +106,51 @@ async def test_connection_that_is_cut(proxy: Proxy) -> None:
         await client.send("last words")
         await client.recv()
         client.transport.abort()
-    found = await proxy.until(lambda events: any(m.message_type == "CLOSE" for m in messages(events)))
+    found = await proxy.until(closed)
     assert (messages(found)[-1].close_code, messages(found)[-1].direction) == (1006, "SEND")
 
 
-async def test_large_message_is_cut_in_the_record_only(proxy: Proxy) -> None:
-    payload = b"y" * 1_500_000
+async def test_a_message_is_stored_whole_up_to_max_body_size(proxy: Proxy) -> None:
+    await send(proxy, LARGE)
+    found = await proxy.until(closed)
+    check_large([m for m in messages(found) if m.message_type == "BINARY"])
+
+
+@pytest.mark.kafka
+async def test_a_message_as_large_as_max_body_size_travels_through_kafka(tmp_path: Path, kafka: str) -> None:
+    name = f"ws-{uuid4().hex}"
+    found: list[WebSocketMessage] = []
+    async with capture(tmp_path, "--kafka", kafka, "--forwarder", "--node-name", name) as proxy:
+        await send(proxy, LARGE)
+        bus = KafkaBus(kafka)
+        async with asyncio.timeout(60):
+            while WEBSOCKET.name not in await bus.topics():
+                await asyncio.sleep(0.1)
+            consumer = await bus.consumer(name, [WEBSOCKET])
+            while not any(message.message_type == "CLOSE" for message in found):
+                records = (await consumer.poll()).records
+                found += [e for e in (events.decode(record.value) for record in records) if e.node == f"{name}-0"]
+        await consumer.close()
+        await bus.close()
+    check_large([message for message in found if message.message_type == "BINARY"])
+
+
+LARGE = [os.urandom(1 << 20), os.urandom((1 << 20) + 1)]
+"""Exactly `max_body_size`, and one byte more. Random: nothing on the way makes them smaller."""
+
+
+async def send(proxy: Proxy, payloads: list[bytes]) -> None:
+    """Sends each message and has it back."""
     async with echoing() as port, connect(f"ws://127.0.0.1:{port}/", proxy=proxy.url, max_size=None) as client:
-        await client.send(payload)
-        assert await client.recv() == payload
-    found = await proxy.until(lambda events: any(m.message_type == "CLOSE" for m in messages(events)))
-    first = messages(found)[0]
-    assert (first.size, first.truncated) == (len(payload), True) and 0 < len(first.payload) < len(payload)
+        for payload in payloads:
+            await client.send(payload)
+            assert await client.recv() == payload
+
+
+def check_large(stored: list[WebSocketMessage]) -> None:
+    whole, cut = LARGE
+    expected = [(whole, len(whole), False)] * 2 + [(cut[:-1], len(cut), True)] * 2
+    assert [(m.payload, m.size, m.truncated) for m in stored] == expected
 
 
 async def test_refused_handshake_is_a_flow_with_a_websocket_scheme(proxy: Proxy) -> None:
