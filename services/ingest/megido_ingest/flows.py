@@ -144,7 +144,7 @@ def _bytes(value: bytes) -> bytes:
 
 def _slice(value: Raw) -> bytes:
     """A header slice as stored, null when there is nothing in it."""
-    return _NULL_BYTES if value is NO_HEADERS or value == NO_HEADERS else _bytes(codecs.pack(bytes(value)))
+    return _NULL_BYTES if value is NO_HEADERS or value == NO_HEADERS else _bytes(codecs.pack_headers(bytes(value)))
 
 
 def _hashes(body: SideColumns) -> bytes:
@@ -239,7 +239,7 @@ def pack_flow(flow: AnyFlow, chunks: Chunks, sink: BodySink) -> bytes:
         _bytes(request.authority),
         _key_text(request.http_version),
         _agent(views.header(request.headers, b"user-agent")),
-        _bytes(codecs.pack(bytes(request.headers))),
+        _bytes(codecs.pack_headers(bytes(request.headers))),
         _slice(request.trailers),
         _hashes(req),
         _NO_RESPONSE if response is None else _response(response, res),
@@ -253,7 +253,7 @@ def pack_flow(flow: AnyFlow, chunks: Chunks, sink: BodySink) -> bytes:
 def _response(response: events.Response, body: SideColumns) -> bytes:
     return b"".join((
         _status((response.status, response.reason, response.http_version)),
-        _bytes(codecs.pack(bytes(response.headers))),
+        _bytes(codecs.pack_headers(bytes(response.headers))),
         _slice(response.trailers),
         _big(_BIG, body.size),
         _hashes(body),

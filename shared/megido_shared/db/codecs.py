@@ -4,24 +4,34 @@ Postgres' own compression of wide values is what makes inserts slow, and not eve
 """
 
 import threading
+from pathlib import Path
 
 import zstandard
 
 RAW = 0
 ZSTD = 1
+HEADERS_1 = 2
+"""zstd with `headers-1.zdict`. A new dictionary is a new file and a new coding; rows of the old one stay readable."""
 
+LEVEL = 1
 _MIN_TO_COMPRESS = 200
-_LEVEL = 1
 _COMPRESSED = (b"\x1f\x8b", b"\x89PNG", b"\xff\xd8\xff", b"PK\x03\x04", b"wOF2", b"GIF8", b"\x28\xb5\x2f\xfd")
 """How data begins that would not become smaller: gzip, PNG, JPEG, zip, WOFF2, GIF, zstd."""
 _MAX_STORED = 1 << 30
+
+
+_HEADERS_1 = Path(__file__).with_name("headers-1.zdict").read_bytes()
 
 
 class _Thread(threading.local):
     """A compressor is not thread-safe, and making one costs seven times what compressing 2 KB does."""
 
     def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL)
+        dictionary = zstandard.ZstdCompressionDict(_HEADERS_1)
+        dictionary.precompute_compress(LEVEL)
+        self.headers = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary, write_dict_id=False)
+        self.headers_1 = zstandard.ZstdDecompressor(dict_data=dictionary)
 
 
 _thread = _Thread()
@@ -36,17 +46,25 @@ def pack(data: bytes) -> bytes:
     return b"\x00" + data
 
 
+def pack_headers(data: bytes) -> bytes:
+    """`pack` for the MessagePack slice of headers: a third of the size and of the time."""
+    compressed = _thread.headers.compress(data)
+    return b"\x02" + compressed if len(compressed) < len(data) else b"\x00" + data
+
+
 def plain(data: bytes) -> bytes:
     """`pack` without trying to compress."""
     return b"\x00" + data
 
 
 def unpack(stored: bytes) -> bytes:
-    """The inverse of `pack`. Raises ValueError on an unknown coding byte."""
+    """The inverse of every `pack`. Raises ValueError on an unknown coding byte."""
     match stored[0]:
         case 0:
             return stored[1:]
         case 1:
             return zstandard.ZstdDecompressor().decompress(stored[1:], max_output_size=_MAX_STORED)
+        case 2:
+            return _thread.headers_1.decompress(stored[1:], max_output_size=_MAX_STORED)
         case other:
             raise ValueError(f"unknown coding {other} of a stored value")

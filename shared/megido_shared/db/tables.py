@@ -67,7 +67,7 @@ flows = Table(
     Column("authority", LargeBinary, nullable=False),
     Column("http_version", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
-    Column("request_headers", LargeBinary, nullable=False, comment="codecs.pack of the event's slice"),
+    Column("request_headers", LargeBinary, nullable=False, comment="codecs.pack_headers of the event's slice"),
     Column("request_trailers", LargeBinary),
     Column("request_size", BigInteger, nullable=False),
     Column("request_body_state", SmallInteger, nullable=False),

@@ -8,6 +8,7 @@ from megido_ingest import packing, rows
 from megido_ingest.failpoints import POINTS, reach
 from megido_ingest.flows import Chunks, day_number, pack_flow
 from megido_shared import events, ids
+from megido_shared.db import codecs
 from megido_shared.testing import a_completed_flow, a_request, a_response
 from tests.integration.ingest.traffic import an_event
 
@@ -67,6 +68,8 @@ def _fields(row: bytes) -> dict[str, bytes | None]:
 def test_every_flow_has_every_field(flow: events.AnyFlow) -> None:
     fields = _fields(pack_flow(flow, Chunks(), lambda day, data: bytes(32)))
     assert fields["flow_id"] == flow.flow_id
+    stored = fields["request_headers"]
+    assert stored is not None and codecs.unpack(stored) == bytes(flow.request.headers)
     assert (fields["status"] is None) == (flow.response is None)
     if isinstance(flow, events.FlowFailed):
         assert (fields["error_type"], fields["error_message"]) == (b"TIMEOUT", b"slow")
