@@ -118,6 +118,7 @@ class Node:
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._telling: set[asyncio.Task[None]] = set()
+        self._recovery: threading.Thread | None = None
         observe_control_frames(self.websockets.control_frame)
 
     def apply(self, settings: CaptureSettings) -> None:
@@ -131,16 +132,21 @@ class Node:
         """The node serves: says so, and begins what runs beside the hooks."""
         self.heartbeat.beat("started")
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._recover, args=(loop,), name="recovery", daemon=True).start()
+        self._recovery = threading.Thread(target=self._recover, args=(loop,), name="recovery", daemon=True)
+        self._recovery.start()
         self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.rule_source.run())]
 
     async def drain(self, seconds: float = DRAIN) -> None:
-        """Waits until every flow has ended, at most `seconds`; what is open then becomes `FlowInterrupted`."""
+        """Waits until every flow has ended, and until what earlier lives left open is told, at most `seconds`; what
+        is open then becomes `FlowInterrupted`, here or at the next start."""
         deadline = time.monotonic() + seconds
-        while self.registry.flows and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing to await: hooks end them
+        while (self.registry.flows or self._recovering()) and time.monotonic() < deadline:  # noqa: ASYNC110 - hooks end them
             await asyncio.sleep(0.02)
         for state in list(self.registry.flows.values()):
             self.recorder.interrupt(state)
+
+    def _recovering(self) -> bool:
+        return self._recovery is not None and self._recovery.is_alive()
 
     async def stop(self) -> None:
         for task in self._tasks:

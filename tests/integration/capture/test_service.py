@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx
 
-from megido_shared.bus.local import LocalBus
+from megido_shared import ids
+from megido_shared.bus.local import Journal, LocalBus
 from megido_shared.config import PayloadRule, Snapshot, encode_snapshot
 from megido_shared.datadir import DataDir
-from megido_shared.events import FlowInterrupted, FlowStarted, NodeStatus
+from megido_shared.events import BodyChunk, FlowInterrupted, FlowStarted, NodeStatus
+from megido_shared.testing import a_request
 from tests.integration.capture.harness import Proxy, body, capture, curl, flows, read_events, start, until
 from tests.integration.capture.upstream import PIECE, Upstream
 
@@ -91,6 +93,22 @@ async def test_what_a_kill_cut_off_is_interrupted_with_all_its_bytes(tmp_path: P
     assert interrupted.flow_id == started.flow_id and interrupted.seq > 0
     assert body(found, interrupted) == PIECE and interrupted.response.body.sha256 == sha256(PIECE).digest()
     assert interrupted.response.body.size == len(PIECE) and interrupted.response.status == 200
+
+
+async def test_a_stop_right_after_the_start_waits_for_what_the_last_life_left_open(tmp_path: Path) -> None:
+    data_dir = DataDir(tmp_path / "data")
+    journal = Journal.open(data_dir, "capture")
+    stamp: dict[str, Any] = {"event_id": ids.new_id(), "node": journal.node, "epoch": journal.epoch, "time_us": 1}
+    left_open = FlowStarted(**stamp, flow_id=ids.new_id(), request=a_request())
+    journal.publish(left_open)
+    another = BodyChunk(**stamp, flow_id=ids.new_id(), side="response", index=0, data=b"")
+    for _ in range(100_000):  # about a second of reading
+        journal.publish(another)
+    journal.close()
+    proxy = await asyncio.to_thread(start, data_dir.root)
+    assert await asyncio.to_thread(proxy.stop) == 0
+    [interrupted] = flows(await read_events(data_dir.root), FlowInterrupted)
+    assert interrupted.flow_id == left_open.flow_id
 
 
 async def test_stop_drains_and_interrupts_what_will_not_end(tmp_path: Path, upstream: Upstream) -> None:
