@@ -24,6 +24,13 @@ class Talk:
     async def exactly(self, count: int) -> bytes:
         return self._keep(await self._reader.readexactly(count))
 
+    async def some(self) -> bytes:
+        """What came, at least a byte."""
+        piece = await self._reader.read(65536)
+        if not piece:
+            raise asyncio.IncompleteReadError(b"", None)
+        return self._keep(piece)
+
     async def until(self, end: bytes) -> bytes:
         return self._keep(await self._reader.readuntil(end))
 

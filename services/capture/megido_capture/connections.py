@@ -132,6 +132,19 @@ class Connections:
         state.failures = [noted for noted in state.failures if noted.address != address][-KEPT_FAILURES:]
         state.failures.append(ServerFailure(server.id, address, cause))
 
+    @contained
+    def refused_head(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
+        """A request head above the caps: refused before there was a flow."""
+        self.counters["refused_heads"] += 1
+        url = self._url((target[0], target[1])) if target else ""
+        self._raise(self._registry.client(conn), Cause(ErrorType.PROTOCOL_ERROR, message), url)
+
+    @contained
+    def broken_request(self, conn: connection.Client, message: str) -> None:
+        """What ended the client's open flow, however its end is told."""
+        for state in self._registry.client(conn).flows.values():
+            state.cut = state.cut or Cause(ErrorType.PROTOCOL_ERROR, message)
+
     def _intended_url(self, state: ClientState) -> str:
         host, port = state.tls_target or (state.conn.sni or "", 443)
         return url_from("https", state.conn.sni or host, port, b"/") if host else ""

@@ -11,6 +11,9 @@ from megido_shared.events import AnyEvent, Body, BodyChunk
 MAX_INLINE = 800_000
 """Bytes of bodies in one record. With its headers a record stays under 900 KB (the topics' limit)."""
 
+SMALL_HEADS = 64 * 1024
+"""What heads may take of a record without taking it from the bodies."""
+
 CHUNK = 512 * 1024
 
 type Side = Literal["request", "response"]
@@ -65,15 +68,18 @@ class Emitter:
     def chunk(self, flow_id: bytes, side: Side, index: int, data: bytes, time_us: int) -> bool:
         return self.write(BodyChunk(**self.stamp(time_us), flow_id=flow_id, side=side, index=index, data=data))
 
-    def fit(self, flow_id: bytes, request: Body, response: Body, time_us: int) -> tuple[Body, Body]:
-        """The bodies of one flow as they may travel in its record: large ones go ahead as `BodyChunk` records."""
-        if len(request.data) + len(response.data) <= MAX_INLINE:
+    def fit(
+        self, flow_id: bytes, request: Body, response: Body, time_us: int, room: int = MAX_INLINE
+    ) -> tuple[Body, Body]:
+        """The bodies of one flow as they may travel in its record: large ones go ahead as `BodyChunk` records, so
+        that at most `room` bytes stay in it."""
+        if len(request.data) + len(response.data) <= room:
             return request, response
         larger_first = sorted((("request", request), ("response", response)), key=lambda item: -len(item[1].data))
         fitted = {"request": request, "response": response}
         inline = len(request.data) + len(response.data)
         for side, body in larger_first:
-            if inline > MAX_INLINE:
+            if inline > room:
                 inline -= len(body.data)
                 fitted[side] = self._split(flow_id, "request" if side == "request" else "response", body, time_us)
         return fitted["request"], fitted["response"]

@@ -18,6 +18,7 @@ from megido_capture.access import Access
 from megido_capture.connections import Connections
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
+from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Figures, Heartbeat
 from megido_capture.owndoor import OwnDoor
 from megido_capture.recorder import Recorder
@@ -120,6 +121,7 @@ class Node:
         self._telling: set[asyncio.Task[None]] = set()
         self._recovery: threading.Thread | None = None
         observe_control_frames(self.websockets.control_frame)
+        guard_heads(self.connections)
 
     def apply(self, settings: CaptureSettings) -> None:
         """Puts changed settings in force while traffic flows."""
@@ -154,6 +156,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.heartbeat.beat("stopping")
         stop_observing()
+        stop_guarding()
         if self._forwarder is not None:
             await asyncio.to_thread(self._forwarder.stop)
 

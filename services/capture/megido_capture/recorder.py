@@ -7,7 +7,7 @@ import msgspec
 from mitmproxy import http
 
 from megido_capture.counters import Counters, contained
-from megido_capture.emitter import MAX_INLINE, Emitter
+from megido_capture.emitter import MAX_INLINE, SMALL_HEADS, Emitter
 from megido_capture.errors import Cause, failure
 from megido_capture.flows import body_of, request_of, response_of, server_peer
 from megido_capture.state import FlowState, Registry
@@ -25,6 +25,9 @@ from megido_shared.events import (
 
 ANNOUNCE_AFTER = 0.5
 """Seconds after which an open flow is announced with `FlowStarted`."""
+
+SMALL_BODIES = 128 * 1024
+"""Bodies up to here fit into a record beside the largest heads that are let through."""
 
 
 class Recorder:
@@ -121,12 +124,14 @@ class Recorder:
         response_body = EMPTY_BODY
         if flow.response is not None:
             response_body = self._body(state.response_tee, flow.response.data.content)
+        inline = len(request_body.data) + len(response_body.data)
+        room = MAX_INLINE - max(0, _heads(flow) - SMALL_HEADS) if inline > SMALL_BODIES else MAX_INLINE
         if terminal:
-            request_body, response_body = emitter.fit(state.flow_id, request_body, response_body, state.time_us)
+            request_body, response_body = emitter.fit(state.flow_id, request_body, response_body, state.time_us, room)
             for tee in (state.request_tee, state.response_tee):
                 if tee is not None:
                     tee.closed = True
-        elif len(request_body.data) + len(response_body.data) > MAX_INLINE:
+        elif inline > room:
             request_body = response_body = EMPTY_BODY
         server = self._registry.servers.get(flow.server_conn.id)
         fields = emitter.terminal(state.time_us) if terminal else emitter.stamp(state.time_us)
@@ -152,3 +157,12 @@ class Recorder:
                 noted.reported = True
                 return noted.cause
         return None
+
+
+def _heads(flow: http.HTTPFlow) -> int:
+    """Bytes that heads and trailers take in a record, about."""
+    size = len(flow.request.data.path)
+    for message in (flow.request, flow.response):
+        for part in (message.data.headers, message.data.trailers) if message is not None else ():
+            size += sum(len(name) + len(value) + 8 for name, value in part.fields) if part else 0
+    return size
