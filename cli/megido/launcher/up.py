@@ -213,7 +213,8 @@ class Launcher:
 
     def _stop(self) -> None:
         """What makes events first, what stores them after it has caught up, Postgres last."""
-        note("stopping; what is on its way is stored first")
+        if self._stops:
+            note("stopping; what is on its way is stored first")
         for name in STOP_ORDER:
             child = self._children.get(name)
             if child is None:
