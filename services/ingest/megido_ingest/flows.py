@@ -129,17 +129,18 @@ _NO_RESPONSE = (
     _NULL_SMALL + _NULL_BYTES + _NULL_TEXT + _NULL_BYTES + _NULL_BYTES + _NULL_BIG + _NULL_BYTES + _NULL_BYTES
     + _NULL_INT + _NULL_TEXT
 )  # fmt: skip
+_NO_HASHES = _NULL_BYTES + _NULL_BYTES + _NULL_INT
 _NO_ERROR = _NULL_TEXT * 3
 _NO_REPLAY = _NULL_UUID + _NULL_UUID + _NULL_INT
 
 
 def _text(value: str) -> bytes:
     raw = value.encode()
-    return text_header(len(raw)) + raw
+    return text_header[len(raw)] + raw
 
 
 def _bytes(value: bytes) -> bytes:
-    return bytea_header(len(value)) + value
+    return bytea_header[len(value)] + value
 
 
 def _slice(value: Raw) -> bytes:
@@ -149,7 +150,12 @@ def _slice(value: Raw) -> bytes:
 
 def _hashes(body: SideColumns) -> bytes:
     """The columns body_key, sha256 and chunks."""
-    key, sha, chunks = body.key, body.sha256, body.chunks
+    _, _, key, sha, chunks = body
+    if key is sha and chunks is None:
+        if key is None:
+            return _NO_HASHES
+        field = _HASH + key
+        return field + field + _NULL_INT
     return (
         (_NULL_BYTES if key is None else _HASH + key)
         + (_NULL_BYTES if sha is None else _bytes(sha))
@@ -165,21 +171,20 @@ def _uuid(value: bytes) -> bytes:
     return _UUID + value
 
 
-class Remembered[Key, Value]:
-    """What repeats from flow to flow (hosts, addresses, agents), made once."""
+class Remembered[Key, Value](dict[Key, Value]):
+    """What repeats from flow to flow (hosts, addresses, agents), made once. (A dict, so that finding one is no
+    call.)"""
 
     def __init__(self, make: Callable[[Key], Value], limit: int = 10_000) -> None:
+        super().__init__()
         self._make = make
         self._limit = limit
-        self._made: dict[Key, Value] = {}
 
-    def __call__(self, key: Key) -> Value:
-        found = self._made.get(key)
-        if found is None:
-            if len(self._made) >= self._limit:
-                self._made.clear()
-            found = self._made[key] = self._make(key)
-        return found
+    def __missing__(self, key: Key) -> Value:
+        if len(self) >= self._limit:
+            self.clear()
+        made = self[key] = self._make(key)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +224,7 @@ def pack_flow(flow: AnyFlow, chunks: Chunks, sink: BodySink) -> bytes:
     request, response, client, timing = flow.request, flow.response, flow.client, flow.timing.response_us
     req = _side(flow, REQUEST, request.body, chunks, sink)
     res = _NONE if response is None else _side(flow, RESPONSE, response.body, chunks, sink)
-    origin = _origin((request.method, request.scheme, request.host, request.port))
+    origin = _origin[request.method, request.scheme, request.host, request.port]
     target = request.target
     view = target if target.isascii() and b"\0" not in target else views.percent(target).encode()
     url = origin.url + view
@@ -232,13 +237,13 @@ def pack_flow(flow: AnyFlow, chunks: Chunks, sink: BodySink) -> bytes:
             _HSP, client.port, _HP, request.port, _HRS, req.size, _HS1, req.state, _HS2, res.state,
             _HC, isinstance(flow, events.FlowCompleted) and flow.cached, _HIR, flow.is_replay,
         ),
-        _peer((flow.node, flow.source_app, client.ip)),
+        _peer[flow.node, flow.source_app, client.ip],
         origin.fields,
-        text_header(len(url)), url,
-        bytea_header(len(target)), target,
+        text_header[len(url)], url,
+        bytea_header[len(target)], target,
         _bytes(request.authority),
-        _key_text(request.http_version),
-        _agent(views.header(request.headers, b"user-agent")),
+        _key_text[request.http_version],
+        _agent[views.header(request.headers, b"user-agent")],
         _bytes(codecs.pack_headers(bytes(request.headers))),
         _slice(request.trailers),
         _hashes(req),
@@ -246,18 +251,18 @@ def pack_flow(flow: AnyFlow, chunks: Chunks, sink: BodySink) -> bytes:
         _NULL_BIG if timing < 0 else _big(_BIG, timing),
         _error(flow),
         _replay(flow),
-        bytea_header(len(detail)), detail,
+        bytea_header[len(detail)], detail,
     ))  # fmt: skip
 
 
 def _response(response: events.Response, body: SideColumns) -> bytes:
     return b"".join((
-        _status((response.status, response.reason, response.http_version)),
+        _status[response.status, response.reason, response.http_version],
         _bytes(codecs.pack_headers(bytes(response.headers))),
         _slice(response.trailers),
         _big(_BIG, body.size),
         _hashes(body),
-        _content_type(views.header(response.headers, b"content-type")),
+        _content_type[views.header(response.headers, b"content-type")],
     ))  # fmt: skip
 
 
@@ -289,7 +294,7 @@ _DATE = header("date", 4)
 def pack_body(day: int, key: bytes, data: bytes) -> bytes:
     """One row of rows.BODY; `data` as it came."""
     packed = codecs.pack(data)
-    return _body_row(_BODY_COUNT, _DATE, day, _HASH, key, _BIG, len(data)) + bytea_header(len(packed)) + packed
+    return _body_row(_BODY_COUNT, _DATE, day, _HASH, key, _BIG, len(data)) + bytea_header[len(packed)] + packed
 
 
 def sha256(data: bytes) -> bytes:

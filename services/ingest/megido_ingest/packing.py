@@ -48,15 +48,16 @@ def null(type_name: str) -> bytes:
     return struct.pack(">I", OIDS[type_name]) + _NULL_LENGTH
 
 
-class Lengths:
-    """Field headers of a type of varying length, most of them made once."""
+class Lengths(dict[int, bytes]):
+    """Field headers of a type of varying length, by length, most of them made once. (A dict, so that finding one is
+    no call.)"""
 
     def __init__(self, type_name: str) -> None:
+        super().__init__((n, header(type_name, n)) for n in range(_PREFIXED))
         self._type = type_name
-        self._made = [header(type_name, n) for n in range(_PREFIXED)]
 
-    def __call__(self, length: int) -> bytes:
-        return self._made[length] if length < _PREFIXED else header(self._type, length)
+    def __missing__(self, length: int) -> bytes:
+        return header(self._type, length)
 
 
 text_header = Lengths("text")
@@ -65,9 +66,9 @@ bytea_header = Lengths("bytea")
 
 def _packer(type_name: str) -> Callable[[Any], bytes]:
     if type_name == "text":
-        return lambda value: text_header(len(raw := value.encode())) + raw
+        return lambda value: text_header[len(raw := value.encode())] + raw
     if type_name == "bytea":
-        return lambda value: bytea_header(len(value)) + value
+        return lambda value: bytea_header[len(value)] + value
     if type_name == "uuid":
         head = header("uuid", 16)
         return lambda value: head + value

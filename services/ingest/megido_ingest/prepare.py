@@ -24,6 +24,8 @@ ORIGIN_AUTH = 2
 
 _YEAR_1_US = -62_135_596_800_000_000
 _YEAR_10000_US = 253_402_300_800_000_000
+_YEAR_10000_ID = (_YEAR_10000_US // 1000).to_bytes(6)
+"""How the first UUIDv7 of that year begins."""
 _LONGEST_US = 366 * 86_400_000_000
 """Of a flow. Durations are summed in counters: a few of those that an integer may hold would overflow them, and
 then no later batch could be stored."""
@@ -127,6 +129,8 @@ class _Preparation:
         self._auth: dict[bytes, bytes] = {}
         self._nodes: dict[tuple[str, bytes], tuple[events.NodeStatus, int | None]] = {}
         self._days: set[int] = set()
+        self._newest = b""
+        self._last: tuple[Stream | None, End | None] = (None, None)
         self._handlers: dict[type, Callable[[Any], None]] = {
             **dict.fromkeys(events.RANK, self._flow),
             events.BodyChunk: self._chunk,
@@ -169,7 +173,7 @@ class _Preparation:
         except _BAD as error:
             self._dead(record, _reason(error))
             return
-        self._out.newest_ms = max(self._out.newest_ms, ids.time_ms(event.event_id))
+        self._newest = max(self._newest, event.event_id)
 
     def _take(self, event: events.AnyEvent) -> None:
         handler = self._handlers.get(type(event))
@@ -259,12 +263,15 @@ class _Preparation:
         )  # fmt: skip
 
     def _end(self, stream: Stream, next_offset: int) -> End:
-        end = self._out.ends.get(stream)
+        last, end = self._last
+        if last is not stream:  # records of a stream come together, and hashing one is slow
+            end = self._out.ends.get(stream)
         if end is None:
             end = self._out.ends[stream] = End(next_offset)
         elif next_offset > end.next_offset:
             end.next_offset = next_offset
             end.last_event_id = b""
+        self._last = (stream, end)
         return end
 
     def _dead(self, record: Record, reason: str) -> None:
@@ -299,6 +306,7 @@ class _Preparation:
         out.errors = [row for _, row in sorted(self._errors.items())]
         out.auth = [row for _, row in sorted(self._auth.items())]
         out.nodes = [_pack_status(status, started) for _, (status, started) in sorted(self._nodes.items())]
+        out.newest_ms = ids.time_ms(self._newest)
         out.days = {_DAY_ZERO + timedelta(days=day) for day in self._days}
         return out
 
@@ -323,7 +331,7 @@ def _check(event: events.AnyEvent) -> None:
         identity = getattr(event, name)
         if len(identity) != 16 or identity[6] >> 4 != 7:
             raise ValueError(f"{name} is not a UUIDv7 of 16 bytes")
-        if ids.time_ms(identity) * 1000 >= _YEAR_10000_US:
+        if identity >= _YEAR_10000_ID:
             raise ValueError(f"{name} lies beyond the year 9999, where no partition can be")
 
 
