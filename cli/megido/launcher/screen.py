@@ -1,6 +1,9 @@
 """The one screen: what runs where, and what to do next."""
 
 import shlex
+import shutil
+import sys
+from pathlib import Path
 
 from megido.launcher.options import UpOptions
 from megido.launcher.plan import API, CAPTURE, INGEST
@@ -35,10 +38,29 @@ def render(options: UpOptions, *, database: str, ports: dict[str, int], seconds:
             "trust the certificate.",
             "",
         ]
+    else:
+        place = shlex.quote(str(data_dir.root))
+        lines += [
+            f"Record from a mitmproxy of yours: MEGIDO_DATA_DIR={place} mitmdump -s services/capture/addon.py",
+            "",
+        ]
     if options.runs(API):
+        megido = command()
         where = "" if options.api_port == 8000 else f" --api-url {api}"
-        lines += [f"See it: megido list{where}     one: megido show 1{where}     again: megido replay 1{where}"]
+        lines += [f"See it: {megido} list{where}     one: {megido} show 1{where}     again: {megido} replay 1{where}"]
     return "\n".join(lines)
+
+
+def command() -> str:
+    """How this program is called from a shell: by its path where its name would not be found."""
+    program = Path(sys.argv[0])
+    found = shutil.which(program.name)
+    if program.name != "megido" or (found and Path(found).samefile(program)):
+        return "megido"
+    try:
+        return shlex.quote(str(program.absolute().relative_to(Path.cwd())))
+    except ValueError:
+        return shlex.quote(str(program.absolute()))
 
 
 def _line(name: str, value: str) -> str:
