@@ -15,6 +15,7 @@ from mitmproxy.proxy import mode_specs
 from prometheus_client import CollectorRegistry
 
 from megido_capture.addon import HELP, MegidoAddon, certificate
+from megido_capture.limits import raise_open_files
 from megido_capture.master import CaptureMaster
 from megido_capture.settings import CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
@@ -50,6 +51,14 @@ def parser(defaults: CaptureSettings) -> argparse.ArgumentParser:
     made.add_argument("--connection-timeout", type=int, default=30, help=HELP["connection_timeout"])
     made.add_argument("--cache-ttl", type=int, default=60, help=HELP["cache_ttl"])
     made.add_argument("--transfer-timeout", type=int, default=0, help=HELP["transfer_timeout"])
+    made.add_argument(
+        "--max-concurrent-clients",
+        type=int,
+        default=defaults.max_concurrent_clients,
+        help=HELP["max_concurrent_clients"],
+    )
+    made.add_argument("--max-clients-per-address", type=int, default=0, help=HELP["max_clients_per_address"])
+    made.add_argument("--header-timeout", type=int, default=defaults.header_timeout, help=HELP["header_timeout"])
     made.add_argument(
         "--allow-open-proxy", action=argparse.BooleanOptionalAction, default=False, help=HELP["allow_open_proxy"]
     )
@@ -96,6 +105,7 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str]) -> None:
     ready: list[str] = ["the proxy does not listen yet"]
     registry = CollectorRegistry()
     assert addon.node is not None
+    raise_open_files(addon.node.settings.max_concurrent_clients)
     registry.register(addon.node.figures)
     ops = _ops(registry, ready, arguments.metrics_port)
     try:
@@ -123,6 +133,9 @@ def _configure(master: CaptureMaster, arguments: argparse.Namespace, modes: list
         "connection_timeout": arguments.connection_timeout,
         "cache_ttl": arguments.cache_ttl,
         "transfer_timeout": arguments.transfer_timeout,
+        "max_concurrent_clients": arguments.max_concurrent_clients,
+        "max_clients_per_address": arguments.max_clients_per_address,
+        "header_timeout": arguments.header_timeout,
         "allow_open_proxy": arguments.allow_open_proxy,
         "megido_data_dir": arguments.data_dir,
         "megido_kafka": arguments.kafka,

@@ -30,6 +30,9 @@ HELP = {
     "connection_timeout": "Seconds that name resolution and connect, and then the TLS handshake, may take.",
     "cache_ttl": "Seconds after which payload rules are read again.",
     "transfer_timeout": "Seconds that a server may send nothing while a client waits for it; 0 is no limit of ours.",
+    "max_concurrent_clients": "Clients served at a time, idle ones not counted; 0 is no limit. More get 503.",
+    "max_clients_per_address": "The same for the clients of one address; 0 is no limit.",
+    "header_timeout": "Seconds in which the head of a request must have come; 0 is no limit.",
     "allow_open_proxy": "Allow to listen on other addresses than loopback without authentication.",
 }
 _PLACE: tuple[tuple[str, Any, str], ...] = (

@@ -6,7 +6,7 @@ A request head above the caps is answered 431 and its connection closed; a respo
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import h2.errors
@@ -61,9 +61,9 @@ _h2_server_event = _http2.Http2Server.handle_h2_event
 _h2_client_event = _http2.Http2Client.handle_h2_event
 
 
-def guard_heads(observer: Observer) -> bool:
+def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], None]) -> bool:
     """Puts the guard into mitmproxy's HTTP/1 and HTTP/2 layers. False, and nothing is touched, on a version that it
-    was not tested against."""
+    was not tested against. `head_begun` is told when a head over HTTP/1 comes in pieces."""
     found = tuple(int(part) for part in version.VERSION.split(".")[:2])
     if found not in TESTED:
         logger.warning("the size of request heads is not bounded: not tested with mitmproxy %s", version.VERSION)
@@ -72,6 +72,13 @@ def guard_heads(observer: Observer) -> bool:
     def server_head(self: _http1.Http1Server, event: events.ConnectionEvent) -> CommandGenerator[None]:
         if len(self.buf) > _SMALL and isinstance(event, events.DataReceived) and (why := head_excess(self.buf)):
             return _refuse(self, why, observer)
+        # Most heads come whole, with nothing behind them.
+        if (
+            isinstance(event, events.DataReceived)
+            and not self.buf._data.endswith(b"\r\n\r\n")
+            and _is_partial(self.buf)
+        ):
+            head_begun(self.context.client)
         return _h1_server_head(self, event)
 
     def server_event(self: _http2.Http2Server, event: h2.events.Event) -> CommandGenerator[bool]:
@@ -131,6 +138,11 @@ def head_excess(buf: ReceiveBuffer) -> str:
     if found and data.count(b"\n", 0, size) - 2 > MAX_FIELDS:
         return f"more than {MAX_FIELDS:,} fields"
     return ""
+
+
+def _is_partial(buf: ReceiveBuffer) -> bool:
+    data = buf._data
+    return len(data) > 2 and not blank_line_regex.search(data, buf._multiple_lines_search)
 
 
 def fields_excess(headers: Iterable[tuple[Any, Any]] | None, max_bytes: int = MAX_BYTES) -> str:

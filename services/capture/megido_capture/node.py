@@ -12,6 +12,7 @@ from typing import Any
 from mitmproxy import connection, http
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import events as proxy_events
+from mitmproxy.proxy.server import ConnectionIO
 
 from megido_capture import recovery
 from megido_capture.access import Access
@@ -20,6 +21,7 @@ from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
 from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Figures, Heartbeat
+from megido_capture.limits import Limits
 from megido_capture.owndoor import OwnDoor
 from megido_capture.recorder import Recorder
 from megido_capture.rules import Rules, RuleSet
@@ -106,7 +108,11 @@ class Node:
             if place.forwarder
             else None
         )
+        self.limits = Limits(
+            settings, self.registry, self.counters, transport=self._transport, silent_for=self._silent_for
+        )
         self.addons: list[Any] = [
+            self.limits,
             self.connections,
             self.access,  # before anybody records, or sets a stream
             self.timeouts,
@@ -121,11 +127,11 @@ class Node:
         self._telling: set[asyncio.Task[None]] = set()
         self._recovery: threading.Thread | None = None
         observe_control_frames(self.websockets.control_frame)
-        guard_heads(self.connections)
+        guard_heads(self.connections, self.limits.head_begun)
 
     def apply(self, settings: CaptureSettings) -> None:
         """Puts changed settings in force while traffic flows."""
-        self.settings = self.access.settings = self.timeouts.settings = settings
+        self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.cap = settings.max_body_size
         self.websockets.enabled = settings.websocket_enabled
         self.rule_source.cache_ttl = settings.cache_ttl
@@ -166,7 +172,13 @@ class Node:
     async def _tick(self) -> None:
         while True:
             now = time.monotonic()
-            for step in (self.recorder.tick, self.timeouts.tick, self.heartbeat.tick, self._keep_forwarding):
+            for step in (
+                self.recorder.tick,
+                self.timeouts.tick,
+                self.limits.tick,
+                self.heartbeat.tick,
+                self._keep_forwarding,
+            ):
                 try:
                     step(now)
                 except Exception as error:  # noqa: BLE001 - one failing step must not stop the others
@@ -212,6 +224,10 @@ class Node:
             self._telling.add(told)
             told.add_done_callback(self._telling.discard)
         return transport.handler.cancel("timeout")
+
+    def _transport(self, client: connection.Client) -> ConnectionIO | None:
+        handler = self._proxyserver.connections.get(client.id)
+        return handler.transports.get(client) if handler else None
 
     def _silent_for(self, client: connection.Client) -> float:
         """Seconds since anything came from the client or from its upstreams."""

@@ -10,6 +10,9 @@ from megido_shared.settings import DEFAULT_API_URL, DEFAULT_MAX_BODY_SIZE
 
 MAX_SECONDS = 86_400
 MAX_BODY_SIZE = 1 << 40
+MAX_CLIENTS = 1 << 20
+DEFAULT_MAX_CLIENTS = 2000
+"""Far above what browsers and scanners of a team open, below what memory and 4,096 open files hold (two each)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +22,8 @@ class CaptureSettings:
     `max_body_size` in bytes caps what is stored, never what is forwarded. `connection_timeout` in seconds bounds
     name resolution and connect to an upstream server, and again the TLS handshake with it; `transfer_timeout` bounds
     how long an upstream may send nothing while we wait for it (0: only mitmproxy's own `tcp_timeout` does).
+    `max_concurrent_clients` and `max_clients_per_address` (0: no limit) bound the clients that are served at a time,
+    `header_timeout` in seconds (0: none) how long a head may take to come.
     `cache_ttl` in seconds is the age after which payload rules are read again.
     """
 
@@ -31,6 +36,9 @@ class CaptureSettings:
     connection_timeout: int = 30
     cache_ttl: int = 60
     transfer_timeout: int = 0
+    max_concurrent_clients: int = DEFAULT_MAX_CLIENTS
+    max_clients_per_address: int = 0
+    header_timeout: int = 30
     allow_open_proxy: bool = False
 
     def checked(self) -> "CaptureSettings":
@@ -46,6 +54,9 @@ class CaptureSettings:
         _check_range("connection_timeout", self.connection_timeout, 1, MAX_SECONDS)
         _check_range("cache_ttl", self.cache_ttl, 1, MAX_SECONDS)
         _check_range("transfer_timeout", self.transfer_timeout, 0, MAX_SECONDS)
+        _check_range("max_concurrent_clients", self.max_concurrent_clients, 0, MAX_CLIENTS)
+        _check_range("max_clients_per_address", self.max_clients_per_address, 0, MAX_CLIENTS)
+        _check_range("header_timeout", self.header_timeout, 0, MAX_SECONDS)
         return self
 
 

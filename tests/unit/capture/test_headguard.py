@@ -75,7 +75,7 @@ def test_decoded_fields() -> None:
 def test_taken_out_as_it_was() -> None:
     headguard.stop_guarding()  # a node of another test may have left it
     before = [vars(owner)[name] for owner, name in PATCHED]
-    assert headguard.guard_heads(Observer())
+    assert headguard.guard_heads(Observer(), print)
     assert all(vars(owner)[name] is not old for (owner, name), old in zip(PATCHED, before, strict=True))
     headguard.stop_guarding()
     assert [vars(owner)[name] for owner, name in PATCHED] == before
@@ -88,7 +88,7 @@ def test_off_with_a_warning_on_an_unknown_version(
     before = [vars(owner)[name] for owner, name in PATCHED]
     monkeypatch.setattr(version, "VERSION", "99.0.0")
     with caplog.at_level(logging.WARNING):
-        assert not headguard.guard_heads(Observer())
+        assert not headguard.guard_heads(Observer(), print)
     assert [vars(owner)[name] for owner, name in PATCHED] == before
     assert "99.0.0" in caplog.text and "not bounded" in caplog.text
 
