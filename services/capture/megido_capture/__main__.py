@@ -48,6 +48,12 @@ def parser(defaults: CaptureSettings) -> argparse.ArgumentParser:
     made.add_argument(
         "--websocket-enabled", action=argparse.BooleanOptionalAction, default=True, help=HELP["websocket_enabled"]
     )
+    made.add_argument(
+        "--websocket-max-message",
+        type=int,
+        default=defaults.websocket_max_message,
+        help=HELP["websocket_max_message"],
+    )
     made.add_argument("--connection-timeout", type=int, default=30, help=HELP["connection_timeout"])
     made.add_argument("--cache-ttl", type=int, default=60, help=HELP["cache_ttl"])
     made.add_argument("--transfer-timeout", type=int, default=0, help=HELP["transfer_timeout"])
@@ -130,6 +136,7 @@ def _configure(master: CaptureMaster, arguments: argparse.Namespace, modes: list
         "auth_required": arguments.auth_required,
         "max_body_size": arguments.max_body_size,
         "websocket_enabled": arguments.websocket_enabled,
+        "websocket_max_message": arguments.websocket_max_message,
         "connection_timeout": arguments.connection_timeout,
         "cache_ttl": arguments.cache_ttl,
         "transfer_timeout": arguments.transfer_timeout,

@@ -27,6 +27,7 @@ HELP = {
     "auth_token": "The token: as Bearer token, or as password of Basic credentials with any user name.",
     "max_body_size": "Bytes of a body that are stored. What is forwarded is never cut.",
     "websocket_enabled": "Record WebSocket messages.",
+    "websocket_max_message": "Bytes that a WebSocket message may have, decompressed; a larger one is closed with 1009.",
     "connection_timeout": "Seconds that name resolution and connect, and then the TLS handshake, may take.",
     "cache_ttl": "Seconds after which payload rules are read again.",
     "transfer_timeout": "Seconds that a server may send nothing while a client waits for it; 0 is no limit of ours.",

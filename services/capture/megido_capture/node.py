@@ -30,7 +30,7 @@ from megido_capture.settings import CaptureSettings
 from megido_capture.state import Registry
 from megido_capture.streaming import Streaming
 from megido_capture.timeouts import Timeouts
-from megido_capture.websocket import WebSockets, observe_control_frames, stop_observing
+from megido_capture.websocket import WebSockets, observe, stop_observing
 from megido_shared.bus.base import Bus
 from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, group_is_live
@@ -91,6 +91,7 @@ class Node:
         )
         self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
         self.websockets.enabled = settings.websocket_enabled
+        self.websockets.max_message = settings.websocket_max_message
         self.rule_source = RuleSource(
             open_bus=self._open_bus,
             bus_is_fed=self._bus_is_fed,
@@ -126,7 +127,7 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self._telling: set[asyncio.Task[None]] = set()
         self._recovery: threading.Thread | None = None
-        observe_control_frames(self.websockets.control_frame)
+        observe(self.websockets)
         guard_heads(self.connections, self.limits.head_begun)
 
     def apply(self, settings: CaptureSettings) -> None:
@@ -134,6 +135,7 @@ class Node:
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.cap = settings.max_body_size
         self.websockets.enabled = settings.websocket_enabled
+        self.websockets.max_message = settings.websocket_max_message
         self.rule_source.cache_ttl = settings.cache_ttl
 
     def start(self) -> None:

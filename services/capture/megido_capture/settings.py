@@ -13,6 +13,8 @@ MAX_BODY_SIZE = 1 << 40
 MAX_CLIENTS = 1 << 20
 DEFAULT_MAX_CLIENTS = 2000
 """Far above what browsers and scanners of a team open, below what memory and 4,096 open files hold (two each)."""
+DEFAULT_MAX_MESSAGE = 1 << 20
+MAX_MESSAGE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,7 @@ class CaptureSettings:
     `max_body_size` in bytes caps what is stored, never what is forwarded. `connection_timeout` in seconds bounds
     name resolution and connect to an upstream server, and again the TLS handshake with it; `transfer_timeout` bounds
     how long an upstream may send nothing while we wait for it (0: only mitmproxy's own `tcp_timeout` does).
+    A WebSocket message over `websocket_max_message` bytes, decompressed, ends its connection with 1009.
     `max_concurrent_clients` and `max_clients_per_address` (0: no limit) bound the clients that are served at a time,
     `header_timeout` in seconds (0: none) how long a head may take to come.
     `cache_ttl` in seconds is the age after which payload rules are read again.
@@ -33,6 +36,7 @@ class CaptureSettings:
     auth_token: str = field(default="", repr=False)
     max_body_size: int = DEFAULT_MAX_BODY_SIZE
     websocket_enabled: bool = True
+    websocket_max_message: int = DEFAULT_MAX_MESSAGE
     connection_timeout: int = 30
     cache_ttl: int = 60
     transfer_timeout: int = 0
@@ -51,6 +55,7 @@ class CaptureSettings:
                 "auth_required is set but auth_token is empty; set auth_token (or PROXY_AUTH_TOKEN)"
             )
         _check_range("max_body_size", self.max_body_size, 0, MAX_BODY_SIZE)
+        _check_range("websocket_max_message", self.websocket_max_message, 125, MAX_MESSAGE)
         _check_range("connection_timeout", self.connection_timeout, 1, MAX_SECONDS)
         _check_range("cache_ttl", self.cache_ttl, 1, MAX_SECONDS)
         _check_range("transfer_timeout", self.transfer_timeout, 0, MAX_SECONDS)

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 import trustme
 import websockets
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 
 from megido_shared import events
@@ -110,9 +110,10 @@ async def test_connection_that_is_cut(proxy: Proxy) -> None:
     assert (messages(found)[-1].close_code, messages(found)[-1].direction) == (1006, "SEND")
 
 
-async def test_a_message_is_stored_whole_up_to_max_body_size(proxy: Proxy) -> None:
-    await send(proxy, LARGE)
-    found = await proxy.until(closed)
+async def test_a_message_is_stored_whole_up_to_max_body_size(tmp_path: Path) -> None:
+    async with capture(tmp_path, "--websocket-max-message", "2000000") as proxy:
+        await send(proxy, LARGE)
+        found = await proxy.until(closed)
     check_large([m for m in messages(found) if m.message_type == "BINARY"])
 
 
@@ -120,7 +121,8 @@ async def test_a_message_is_stored_whole_up_to_max_body_size(proxy: Proxy) -> No
 async def test_a_message_as_large_as_max_body_size_travels_through_kafka(tmp_path: Path, kafka: str) -> None:
     name = f"ws-{uuid4().hex}"
     found: list[WebSocketMessage] = []
-    async with capture(tmp_path, "--kafka", kafka, "--forwarder", "--node-name", name) as proxy:
+    options = ("--kafka", kafka, "--forwarder", "--node-name", name, "--websocket-max-message", "2000000")
+    async with capture(tmp_path, *options) as proxy:
         await send(proxy, LARGE)
         bus = KafkaBus(kafka)
         async with asyncio.timeout(60):
@@ -151,6 +153,78 @@ def check_large(stored: list[WebSocketMessage]) -> None:
     whole, cut = LARGE
     expected = [(whole, len(whole), False)] * 2 + [(cut[:-1], len(cut), True)] * 2
     assert [(m.payload, m.size, m.truncated) for m in stored] == expected
+
+
+CAP = 1 << 20
+
+
+async def sends(connection: ClientConnection | ServerConnection, message: str) -> None:
+    """What `message` names, of zeros."""
+    how, _, size = message.partition(" ")
+    if how == "fragments":
+        await connection.send([bytes(1000)] * (int(size) // 1000))
+    elif how == "pieces":
+        await connection.send([b""] * int(size))
+    else:
+        await connection.send(bytes(int(size)))
+
+
+@contextlib.asynccontextmanager
+async def obeying(codes: asyncio.Queue[int | None], compression: str | None) -> AsyncIterator[int]:
+    """A server that sends what it is told to, and enters the code that each connection ended with."""
+
+    async def handle(connection: ServerConnection) -> None:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            async for message in connection:
+                if isinstance(message, str):
+                    await sends(connection, message)
+        await connection.wait_closed()
+        await codes.put(connection.close_code)
+
+    async with serve(handle, "127.0.0.1", 0, max_size=None, compression=compression) as server:
+        yield next(iter(server.sockets)).getsockname()[1]
+
+
+@pytest.mark.parametrize("sender", ["client", "server"])
+@pytest.mark.parametrize(
+    "message", [f"whole {CAP + 1}", "whole 8000000", f"fragments {CAP + 1000}", "pieces 70000", f"deflated {CAP + 1}"]
+)
+async def test_a_message_over_the_cap_ends_the_connection_with_1009(proxy: Proxy, sender: str, message: str) -> None:
+    codes: asyncio.Queue[int | None] = asyncio.Queue()
+    compression = "deflate" if message.startswith("deflated") else None
+    async with obeying(codes, compression) as port:
+        url = f"ws://127.0.0.1:{port}/"
+        client = await connect(url, proxy=proxy.url, max_size=None, compression=compression)
+        await client.send(f"whole {CAP}")
+        assert await client.recv() == bytes(CAP), "as much as the cap passes"
+        with contextlib.suppress(websockets.ConnectionClosed):
+            await (sends(client, message) if sender == "client" else client.send(message))
+        await asyncio.wait_for(client.wait_closed(), 10)
+        assert (client.close_code, await asyncio.wait_for(codes.get(), 10)) == (1009, 1009)
+    found = messages(await proxy.until(closed))
+    last = found[-1]
+    assert (last.message_type, last.close_code) == ("CLOSE", 1009)
+    assert last.direction == ("SEND" if sender == "client" else "RECEIVE")
+    assert [m.size for m in found if m.message_type == "BINARY"] == [CAP], "what was refused is not recorded"
+
+
+@pytest.mark.parametrize("sender", ["client", "server"])
+async def test_a_deflate_bomb_takes_no_memory(tmp_path: Path, sender: str) -> None:
+    codes: asyncio.Queue[int | None] = asyncio.Queue()
+    async with capture(tmp_path) as proxy, obeying(codes, "deflate") as port:
+        before = peak_kb(proxy)
+        async with connect(f"ws://127.0.0.1:{port}/", proxy=proxy.url, max_size=None) as client:
+            message = f"deflated {64 << 20}"
+            await (sends(client, message) if sender == "client" else client.send(message))
+            await asyncio.wait_for(client.wait_closed(), 10)
+        assert (client.close_code, await asyncio.wait_for(codes.get(), 10)) == (1009, 1009)
+        assert peak_kb(proxy) - before < 48 << 10
+
+
+def peak_kb(proxy: Proxy) -> int:
+    """The most memory that the process ever held."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 async def test_refused_handshake_is_a_flow_with_a_websocket_scheme(proxy: Proxy) -> None:
