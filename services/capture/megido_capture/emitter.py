@@ -9,7 +9,7 @@ from megido_shared import events, ids
 from megido_shared.events import AnyEvent, Body, BodyChunk
 
 MAX_INLINE = 800_000
-"""Bytes of bodies in one record. With its headers a record stays under 900 KB (the topics' limit)."""
+"""Bytes of bodies in one record. With its headers a record stays under 900 KB."""
 
 SMALL_HEADS = 64 * 1024
 """What heads may take of a record without taking it from the bodies."""
