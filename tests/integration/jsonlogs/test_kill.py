@@ -20,7 +20,8 @@ from megido_ingest.jsonlogs import JsonLogWriter
 asyncio.run(JsonLogWriter(sys.argv[1], Path(sys.argv[2])).run(asyncio.Event()))
 """
 pytestmark = pytest.mark.timeout(300)
-FLOWS, BATCH, KILLS = 800, 50, 6
+BATCH, BATCHES, KILLS = 50, 4, 6
+FLOWS = KILLS * BATCHES * BATCH
 
 
 def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
@@ -30,20 +31,22 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
     chance = random.Random(seed)
     body = bytes(chance.randrange(32, 127) for _ in range(4000))
     stored = []
-    for first in range(0, FLOWS, BATCH):
-        # Five flows share each microsecond: names collide all the time.
-        batch = [
-            {"started_at": MOMENT + timedelta(microseconds=n // 5), "request_body": body}
-            for n in range(first, first + BATCH)
-        ]
-        stored += store.flows(batch)
-    target = store.last_seq()
-
+    at_work = 0
     for _ in range(KILLS):
-        enough = _count(root) + chance.randrange(50, 200)
+        for _ in range(BATCHES):
+            # Five flows share each microsecond: names collide all the time.
+            first = len(stored)
+            batch = [
+                {"started_at": MOMENT + timedelta(microseconds=n // 5), "request_body": body}
+                for n in range(first, first + BATCH)
+            ]
+            stored += store.flows(batch)
+        # Each flow has two files, so however fast the last writer was, there are enough to come.
+        enough = _count(root) + chance.randrange(20, BATCHES * BATCH)
         _run_until(lambda enough=enough: _count(root) >= enough, database, root)
-    assert not _done(store, target), "it was not killed while it had work"
-    _run_until(lambda: _done(store, target), database, root)
+        at_work += not _done(store, store.last_seq())
+    assert at_work, "it was never killed while it had work"
+    _run_until(lambda: _done(store, store.last_seq()), database, root)
 
     for kind in ("requests", "responses"):
         files = list((root / kind).rglob("*"))
@@ -57,7 +60,7 @@ def _run_until(condition: Callable[[], bool], database: str, root: Path) -> None
     """Starts a writer and kills it when the condition holds."""
     writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root)])
     try:
-        until(condition, "files are written", seconds=60)
+        until(condition, "files are written", seconds=60, every=0.005)
     finally:
         writer.kill()
         writer.wait()
