@@ -22,12 +22,43 @@ class PayloadRule(Struct, omit_defaults=True, frozen=True, kw_only=True):
     target_apps: tuple[str, ...] = ()
 
 
+class ProxySettings(Struct, omit_defaults=True, frozen=True, kw_only=True):
+    """The founding document's ProxyConfiguration, and ours. None: this scope says nothing about it.
+
+    `ip_whitelist`, `ip_blacklist`, `passthrough_hosts` and `blocked_destinations` are comma-separated, as the founding
+    document's. Secrets are argon2id hashes (PHC strings): "" is none. Times in seconds, sizes in bytes.
+    """
+
+    auth_enabled: bool | None = None
+    auth_username: str | None = None
+    auth_password_hash: str | None = None
+    auth_token_hash: str | None = None
+    ip_whitelist: str | None = None
+    ip_blacklist: str | None = None
+    logging_enabled: bool | None = None
+    log_request_body: bool | None = None
+    log_response_body: bool | None = None
+    log_directory: str | None = None
+    connection_timeout: int | None = None
+    transfer_timeout: int | None = None
+    max_concurrent_clients: int | None = None
+    cache_enabled: bool | None = None
+    websocket_enabled: bool | None = None
+    max_body_size: int | None = None
+    websocket_max_message: int | None = None
+    max_clients_per_address: int | None = None
+    header_timeout: int | None = None
+    passthrough_hosts: str | None = None
+    blocked_destinations: str | None = None
+
+
 class Snapshot(Struct, omit_defaults=True, frozen=True, kw_only=True):
     """The whole configuration of a scope. `version` only rises."""
 
     scope: str
     version: int
     rules: tuple[PayloadRule, ...] = ()
+    settings: ProxySettings = ProxySettings()
 
 
 _encoder = msgspec.json.Encoder()

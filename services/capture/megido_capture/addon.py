@@ -35,6 +35,16 @@ HELP = {
     "max_clients_per_address": "The same for the clients of one address; 0 is no limit.",
     "header_timeout": "Seconds in which the head of a request must have come; 0 is no limit.",
     "allow_open_proxy": "Allow to listen on other addresses than loopback without authentication.",
+    "auth_username": "The user name of Basic credentials; empty: any.",
+    "auth_password": "The password of Basic credentials. Better: PROXY_AUTH_PASSWORD.",
+    "ip_whitelist": "Addresses and networks (CIDR), comma-separated, that may use the proxy; empty: all.",
+    "ip_blacklist": "Addresses and networks that may not; wins over ip_whitelist.",
+    "logging_enabled": "Record traffic. Off: it passes through and nothing is kept.",
+    "log_request_body": "Store request bodies. Off: only their size and hash.",
+    "log_response_body": "Store response bodies. Off: only their size and hash.",
+    "cache_enabled": "Serve static assets from a cache by the rules of RFC 9111.",
+    "passthrough_hosts": "Hosts, comma-separated, whose TLS is tunnelled untouched (they pin their certificate).",
+    "blocked_destinations": "Hosts, addresses and networks, comma-separated, that nobody reaches through the proxy.",
 }
 _PLACE: tuple[tuple[str, Any, str], ...] = (
     ("megido_data_dir", "", "Data directory. Default: MEGIDO_DATA_DIR, or the XDG data home."),

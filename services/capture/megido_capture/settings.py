@@ -27,7 +27,8 @@ class CaptureSettings:
     A WebSocket message over `websocket_max_message` bytes, decompressed, ends its connection with 1009.
     `max_concurrent_clients` and `max_clients_per_address` (0: no limit) bound the clients that are served at a time,
     `header_timeout` in seconds (0: none) how long a head may take to come.
-    `cache_ttl` in seconds is the age after which payload rules are read again.
+    `cache_ttl` in seconds is the age after which the configuration is read again, and the node says that it is stale.
+    The lists are comma-separated. `auth_username` "" is any user name; the hashes come from the live configuration.
     """
 
     api_url: str = DEFAULT_API_URL
@@ -44,13 +45,25 @@ class CaptureSettings:
     max_clients_per_address: int = 0
     header_timeout: int = 30
     allow_open_proxy: bool = False
+    auth_username: str = ""
+    auth_password: str = field(default="", repr=False)
+    auth_password_hash: str = field(default="", repr=False)
+    auth_token_hash: str = field(default="", repr=False)
+    ip_whitelist: str = ""
+    ip_blacklist: str = ""
+    logging_enabled: bool = True
+    log_request_body: bool = True
+    log_response_body: bool = True
+    cache_enabled: bool = False
+    passthrough_hosts: str = ""
+    blocked_destinations: str = ""
 
     def checked(self) -> "CaptureSettings":
         """Itself. Raises ConfigurationError, naming the option and what it takes."""
         url = urlsplit(self.api_url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ConfigurationError(f"api_url is {self.api_url!r}; it must look like http://host:8000")
-        if self.auth_required and not self.auth_token:
+        if self.auth_required and not self.has_credentials:
             raise ConfigurationError(
                 "auth_required is set but auth_token is empty; set auth_token (or PROXY_AUTH_TOKEN)"
             )
@@ -64,8 +77,14 @@ class CaptureSettings:
         _check_range("header_timeout", self.header_timeout, 0, MAX_SECONDS)
         return self
 
+    @property
+    def has_credentials(self) -> bool:
+        return bool(self.auth_token or self.auth_password or self.auth_password_hash or self.auth_token_hash)
 
-NAMES = tuple(item.name for item in fields(CaptureSettings))
+
+_FROM_CONFIGURATION_ONLY = {"auth_password_hash", "auth_token_hash"}
+NAMES = tuple(item.name for item in fields(CaptureSettings) if item.name not in _FROM_CONFIGURATION_ONLY)
+"""What can be set at the start, as flag, `--set` or variable."""
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
