@@ -1,0 +1,40 @@
+"""What a poll of the API leaves behind."""
+
+import gc
+import socket
+import ssl
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from megido_capture import rulesource
+
+
+@pytest.fixture
+def nothing_listens() -> Iterator[str]:
+    with socket.socket() as bound:  # bound and not listening: connects are refused
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+
+def test_polls_share_one_tls_context(nothing_listens: str) -> None:
+    """Each would hold 0.7 MB until a collection, and a quiet node collects once in many minutes."""
+    gc.disable()
+    try:
+        poll(nothing_listens)
+        first = contexts()
+        for _ in range(3):
+            poll(nothing_listens)
+        assert contexts() == first
+    finally:
+        gc.enable()
+
+
+def poll(url: str) -> None:
+    with pytest.raises(httpx.ConnectError):
+        rulesource.fetch(url, {})
+
+
+def contexts() -> int:
+    return sum(isinstance(found, ssl.SSLContext) for found in gc.get_objects())
