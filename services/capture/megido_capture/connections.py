@@ -153,6 +153,8 @@ class Connections:
         return url_from("http" if address[1] == 80 else "https", address[0], address[1], b"/")
 
     def _raise(self, client: ClientState, cause: Cause, url: str) -> None:
+        if not self._recorder.keep.recorded:
+            return
         self._emitter.write(
             ErrorRaised(
                 **self._emitter.terminal(self._clock.time_us()),

@@ -27,7 +27,7 @@ from megido_capture.recorder import Recorder
 from megido_capture.rules import Rules, RuleSet
 from megido_capture.rulesource import RuleSource
 from megido_capture.settings import CaptureSettings
-from megido_capture.state import Registry
+from megido_capture.state import Keep, Registry
 from megido_capture.streaming import Streaming
 from megido_capture.timeouts import Timeouts
 from megido_capture.websocket import WebSockets, observe, stop_observing
@@ -75,7 +75,7 @@ class Node:
         self.registry = Registry()
         self.emitter = emitter = Emitter(self.journal, settings.source_app)
         self.rule_set = RuleSet(self.counters, settings.source_app)
-        self.recorder = recorder = Recorder(emitter, self.registry, self.counters, clock, settings.max_body_size)
+        self.recorder = recorder = Recorder(emitter, self.registry, self.counters, clock, Keep.of(settings))
         self.connections = Connections(emitter, self.registry, recorder, self.counters, clock)
         self.access = Access(
             emitter,
@@ -90,7 +90,7 @@ class Node:
             settings, self.registry, self.connections, self.counters, cut=self._cut, silent_for=self._silent_for
         )
         self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
-        self.websockets.enabled = settings.websocket_enabled
+        self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
         self.rule_source = RuleSource(
             open_bus=self._open_bus,
@@ -133,8 +133,8 @@ class Node:
     def apply(self, settings: CaptureSettings) -> None:
         """Puts changed settings in force while traffic flows."""
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
-        self.recorder.cap = settings.max_body_size
-        self.websockets.enabled = settings.websocket_enabled
+        self.recorder.keep = Keep.of(settings)
+        self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
         self.rule_source.cache_ttl = settings.cache_ttl
 

@@ -10,7 +10,7 @@ from megido_capture.counters import Counters, contained
 from megido_capture.emitter import MAX_INLINE, SMALL_HEADS, Emitter
 from megido_capture.errors import Cause, failure
 from megido_capture.flows import body_of, request_of, response_of, server_peer
-from megido_capture.state import FlowState, Registry
+from megido_capture.state import FlowState, Keep, Registry
 from megido_capture.tee import Tee
 from megido_shared import ids
 from megido_shared.clock import Clock
@@ -35,12 +35,13 @@ class Recorder:
 
     name = "megido-recorder"
 
-    def __init__(self, emitter: Emitter, registry: Registry, counters: Counters, clock: Clock, cap: int) -> None:
+    def __init__(self, emitter: Emitter, registry: Registry, counters: Counters, clock: Clock, keep: Keep) -> None:
         self.counters = counters
         self._emitter = emitter
         self._registry = registry
         self._clock = clock
-        self.cap = cap
+        self.keep = keep
+        """Of the flows that open from now on."""
 
     @contained
     def open(self, flow: http.HTTPFlow) -> None:
@@ -50,7 +51,7 @@ class Recorder:
             registry.refused.discard(flow.id)
             return
         client = registry.client(flow.client_conn)
-        registry.open(FlowState(flow, ids.new_id(), client, self._clock.time_us(), time.monotonic()))
+        registry.open(FlowState(flow, ids.new_id(), client, self._clock.time_us(), time.monotonic(), keep=self.keep))
 
     @contained
     def request(self, flow: http.HTTPFlow) -> None:
@@ -71,7 +72,7 @@ class Recorder:
 
     @contained
     def error(self, flow: http.HTTPFlow) -> None:
-        state = self._registry.close(flow)
+        state = self._ended(flow)
         if state is None:
             return
         message = flow.error.msg if flow.error else ""
@@ -82,7 +83,7 @@ class Recorder:
 
     def complete(self, flow: http.HTTPFlow) -> None:
         """Appends `FlowCompleted`, once: nothing when the flow has ended already."""
-        state = self._registry.close(flow)
+        state = self._ended(flow)
         if state is not None:
             fields = self._fields(state, terminal=True)
             if state.request_tee is not None and not state.request_tee.ended:
@@ -96,18 +97,20 @@ class Recorder:
     def announce(self, state: FlowState) -> None:
         """Appends `FlowStarted` with what is known so far."""
         state.announced = True
+        if not state.keep.recorded:
+            return
         self._emitter.write(FlowStarted(**self._fields(state, terminal=False)))
 
     def interrupt(self, state: FlowState) -> None:
         """Appends `FlowInterrupted`: this process ends before the flow does."""
-        if self._registry.close(state.flow) is not None:
+        if self._ended(state.flow) is not None:
             self._emitter.write(FlowInterrupted(**self._fields(state, terminal=True)))
             self.counters["interrupted"] += 1
 
     def client_gone(self, flows: list[FlowState]) -> None:
         """Ends what is still open of a connection that has closed: mitmproxy told us of no end."""
         for state in flows:
-            if self._registry.close(state.flow) is not None:
+            if self._ended(state.flow) is not None:
                 ended = failure("client disconnected", state.cut)
                 self._emitter.write(FlowFailed(**self._fields(state, terminal=True), failure=ended))
                 self.counters["failed"] += 1
@@ -118,12 +121,20 @@ class Recorder:
             if not state.announced:
                 self.announce(state)
 
+    def _ended(self, flow: http.HTTPFlow) -> FlowState | None:
+        """The state of a flow that ends now, if its end is to be recorded."""
+        state = self._registry.close(flow)
+        if state is None or state.keep.recorded:
+            return state
+        self.counters["unrecorded"] += 1
+        return None
+
     def _fields(self, state: FlowState, *, terminal: bool) -> dict[str, Any]:
         flow, emitter = state.flow, self._emitter
-        request_body = self._body(state.request_tee, flow.request.data.content)
+        request_body = _body(state.request_tee, flow.request.data.content, state.keep.request)
         response_body = EMPTY_BODY
         if flow.response is not None:
-            response_body = self._body(state.response_tee, flow.response.data.content)
+            response_body = _body(state.response_tee, flow.response.data.content, state.keep.response)
         inline = len(request_body.data) + len(response_body.data)
         room = MAX_INLINE - max(0, _heads(flow) - SMALL_HEADS) if inline > SMALL_BODIES else MAX_INLINE
         if terminal:
@@ -146,9 +157,6 @@ class Recorder:
         )
         return fields
 
-    def _body(self, tee: Tee | None, content: bytes | None) -> Body:
-        return body_of(content, self.cap) if tee is None else tee.body()
-
     def _noted(self, state: FlowState, message: str) -> Cause | None:
         """What a connection hook noted about this flow's upstream, if its failure is why the flow ended."""
         wanted = (state.flow.request.data.host, state.flow.request.data.port)
@@ -157,6 +165,10 @@ class Recorder:
                 noted.reported = True
                 return noted.cause
         return None
+
+
+def _body(tee: Tee | None, content: bytes | None, cap: int) -> Body:
+    return body_of(content, cap) if tee is None else tee.body()
 
 
 def _heads(flow: http.HTTPFlow) -> int:

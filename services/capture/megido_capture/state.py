@@ -4,12 +4,14 @@ Kept apart from mitmproxy's flows: `flow.metadata` would be written into people'
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mitmproxy import connection, http
 
 from megido_capture.errors import Cause
 from megido_capture.flows import client_peer, server_peer
+from megido_capture.settings import CaptureSettings
 from megido_shared.events import NO_PEER, Peer, Timing
 
 if TYPE_CHECKING:
@@ -78,6 +80,30 @@ class ServerState:
         return taken
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What is recorded of a flow, decided when it opens: a switch that is turned while it is open leaves no half.
+
+    `request` and `response` are how many bytes of the bodies are stored, 0 where bodies are not logged: their size and
+    hash are recorded still. `message` is the same of a WebSocket message.
+    """
+
+    recorded: bool = True
+    request: int = 0
+    response: int = 0
+    message: int = 0
+
+    @classmethod
+    def of(cls, settings: CaptureSettings) -> "Keep":
+        cap = settings.max_body_size if settings.logging_enabled else 0
+        return cls(
+            recorded=settings.logging_enabled,
+            request=cap if settings.log_request_body else 0,
+            response=cap if settings.log_response_body else 0,
+            message=cap,
+        )
+
+
 class FlowState:
     """One open flow. Times are `time.monotonic()` seconds, -1 when it has not come to that."""
 
@@ -89,6 +115,7 @@ class FlowState:
         "first_byte",
         "flow",
         "flow_id",
+        "keep",
         "request_tee",
         "response_tee",
         "rules",
@@ -97,8 +124,11 @@ class FlowState:
         "time_us",
     )
 
-    def __init__(self, flow: http.HTTPFlow, flow_id: bytes, client: ClientState, time_us: int, started: float) -> None:
+    def __init__(
+        self, flow: http.HTTPFlow, flow_id: bytes, client: ClientState, time_us: int, started: float, *, keep: Keep
+    ) -> None:
         self.flow = flow
+        self.keep = keep
         self.flow_id = flow_id
         self.client = client
         self.time_us = time_us

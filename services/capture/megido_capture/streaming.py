@@ -94,7 +94,7 @@ class Streaming:
 
         return Tee(
             append,
-            self._recorder.cap,
+            state.keep.request if side == "request" else state.keep.response,
             failed=failed,
             expected=expected,
             completed=completed,

@@ -84,7 +84,7 @@ class WebSockets:
     def response(self, flow: http.HTTPFlow) -> None:
         """Stands before the recorder, which forgets the flow here: the connection goes on under its id."""
         state = self._registry.flows.get(flow.id)
-        if flow.websocket is not None and state is not None:
+        if flow.websocket is not None and state is not None and state.keep.recorded:
             self._handshakes[flow.id] = state.flow_id
 
     @contained
@@ -150,7 +150,7 @@ class WebSockets:
         sequence, opened.sequence = opened.sequence, opened.sequence + 1
         if not self.enabled:
             return
-        cap = min(self._recorder.cap, MAX_PAYLOAD)
+        cap = min(self._recorder.keep.message, MAX_PAYLOAD)
         self._emitter.write(
             WebSocketMessage(
                 **self._emitter.terminal(self._clock.time_us()),

@@ -6,7 +6,7 @@ from typing import Any
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
 from megido_capture.recorder import Recorder
-from megido_capture.state import Registry
+from megido_capture.state import Keep, Registry
 from megido_shared import events
 from megido_shared.testing import FakeClock
 
@@ -41,4 +41,4 @@ class Parts:
         self.registry = Registry()
         self.emitter = Emitter(self.journal, "browser")
         self.clock = FakeClock()
-        self.recorder = Recorder(self.emitter, self.registry, self.counters, self.clock, cap)
+        self.recorder = Recorder(self.emitter, self.registry, self.counters, self.clock, Keep(True, cap, cap, cap))
