@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from megido_capture.addon import HELP, MegidoAddon, certificate
 from megido_capture.limits import raise_open_files
 from megido_capture.master import CaptureMaster
-from megido_capture.settings import CaptureSettings, defaults_from_env
+from megido_capture.settings import JOURNAL_POLICIES, CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer
 from megido_shared.service import guard, setup_logging, stop_on_signals
@@ -65,6 +65,11 @@ def parser(defaults: CaptureSettings) -> argparse.ArgumentParser:
     )
     made.add_argument("--max-clients-per-address", type=int, default=0, help=HELP["max_clients_per_address"])
     made.add_argument("--header-timeout", type=int, default=defaults.header_timeout, help=HELP["header_timeout"])
+    made.add_argument("--journal-cap", default=defaults.journal_cap, metavar="SIZE", help=HELP["journal_cap"])
+    made.add_argument(
+        "--journal-policy", default=defaults.journal_policy, choices=JOURNAL_POLICIES, help=HELP["journal_policy"]
+    )
+    made.add_argument("--journal-wait", type=int, default=defaults.journal_wait, help=HELP["journal_wait"])
     made.add_argument(
         "--allow-open-proxy", action=argparse.BooleanOptionalAction, default=False, help=HELP["allow_open_proxy"]
     )
@@ -143,6 +148,9 @@ def _configure(master: CaptureMaster, arguments: argparse.Namespace, modes: list
         "max_concurrent_clients": arguments.max_concurrent_clients,
         "max_clients_per_address": arguments.max_clients_per_address,
         "header_timeout": arguments.header_timeout,
+        "journal_cap": arguments.journal_cap,
+        "journal_policy": arguments.journal_policy,
+        "journal_wait": arguments.journal_wait,
         "allow_open_proxy": arguments.allow_open_proxy,
         "megido_data_dir": arguments.data_dir,
         "megido_kafka": arguments.kafka,

@@ -34,6 +34,9 @@ HELP = {
     "max_concurrent_clients": "Clients served at a time, idle ones not counted; 0 is no limit. More get 503.",
     "max_clients_per_address": "The same for the clients of one address; 0 is no limit.",
     "header_timeout": "Seconds in which the head of a request must have come; 0 is no limit.",
+    "journal_cap": "Size on disk (like 512MiB) of what is recorded and not stored or shipped yet.",
+    "journal_policy": "At the cap: drop_newest records no more, block lets new requests wait for room.",
+    "journal_wait": "Seconds that a request may wait with journal_policy block; then it goes on unrecorded.",
     "allow_open_proxy": "Allow to listen on other addresses than loopback without authentication.",
     "auth_username": "The user name of Basic credentials; empty: any.",
     "auth_password": "The password of Basic credentials. Better: PROXY_AUTH_PASSWORD.",
@@ -52,7 +55,7 @@ _PLACE: tuple[tuple[str, Any, str], ...] = (
     ("megido_node", "capture", "Name of this node; its slot in the data directory is the name and a number."),
     ("megido_forwarder", True, "Ship the journal to Kafka or to api_url by a child process."),
 )
-_FIXED = ("api_url", "source_app", *(name for name, _, _ in _PLACE))
+_FIXED = ("api_url", "source_app", "journal_policy", *(name for name, _, _ in _PLACE))
 """What a running node cannot change: a new value is refused, not taken without effect."""
 _LISTENING = {"mode", "listen_host"}
 

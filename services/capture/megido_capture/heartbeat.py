@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
 from megido_capture.state import Registry
+from megido_shared.bus.local.journal import DROP_REASONS
 from megido_shared.clock import Clock
 from megido_shared.events import NodeStatus
 
@@ -48,7 +49,9 @@ class Heartbeat:
     def beat(self, state: State) -> None:
         config_version, stale = self._config()
         journal = self._emitter.journal
-        counters = {**self._counters, "dropped": journal.dropped, "dropped_terminal": journal.dropped_terminal}
+        dropped = {f"dropped:{reason}": count for reason, count in journal.drops.items()}
+        dropped |= {"dropped": journal.dropped, "dropped_terminal": journal.dropped_terminal}
+        counters = {**self._counters, **dropped}
         self._emitter.write(
             NodeStatus(
                 **self._emitter.stamp(self._clock.time_us()),
@@ -77,8 +80,12 @@ class Figures(Collector):
         captured = CounterMetricFamily("megido_capture_records", "Terminal records written by this node, by its count")
         captured.add_metric([], self._emitter.last_seq)
         yield captured
-        dropped = CounterMetricFamily("megido_capture_dropped", "Records that the journal could not take")
-        dropped.add_metric([], self._emitter.journal.dropped)
+        journal = self._emitter.journal
+        dropped = CounterMetricFamily(
+            "megido_capture_dropped", "Records that the journal could not take, by reason", labels=["reason"]
+        )
+        for reason in DROP_REASONS:
+            dropped.add_metric([reason], journal.drops[reason])
         yield dropped
         events = CounterMetricFamily("megido_capture_events", "What hooks counted, by name", labels=["name"])
         for name, value in list(self._counters.items()):
@@ -87,6 +94,8 @@ class Figures(Collector):
         for name, what, number in (
             ("megido_capture_open_flows", "Flows that have not ended", len(self._registry.flows)),
             ("megido_capture_client_connections", "Open client connections", len(self._registry.clients)),
+            ("megido_capture_journal_bytes", "Size of the journal that is not freed yet", journal.used_bytes),
+            ("megido_capture_journal_cap_bytes", "Size at which the journal takes no more", journal.cap_bytes),
         ):
             gauge = GaugeMetricFamily(name, what)
             gauge.add_metric([], number)

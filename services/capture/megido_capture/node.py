@@ -16,6 +16,7 @@ from mitmproxy.proxy.server import ConnectionIO
 
 from megido_capture import recovery
 from megido_capture.access import Access
+from megido_capture.backpressure import Backpressure
 from megido_capture.connections import Connections
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
@@ -33,7 +34,7 @@ from megido_capture.timeouts import Timeouts
 from megido_capture.websocket import WebSockets, observe, stop_observing
 from megido_shared.bus.base import Bus
 from megido_shared.bus.forwarder_child import ForwarderChild
-from megido_shared.bus.local import Journal, group_is_live
+from megido_shared.bus.local import Journal, Room, group_is_live
 from megido_shared.clock import Clock, SystemClock
 from megido_shared.settings import Common
 
@@ -68,10 +69,11 @@ class Node:
         self.settings = settings
         self.place = place
         self._proxyserver = proxyserver
-        self.journal = Journal.open(place.common.data_dir, place.name)
+        self.journal = Journal.open(place.common.data_dir, place.name, cap_bytes=settings.journal_cap_bytes)
         # Never closed before the process ends: hooks of cut connections still come after `done`.
         atexit.register(self.journal.close)
         self.counters = Counters()
+        self.backpressure = Backpressure(Room(self.journal), self.counters, settings.journal_wait)
         self.registry = Registry()
         self.emitter = emitter = Emitter(self.journal, settings.source_app)
         self.rule_set = RuleSet(self.counters, settings.source_app)
@@ -120,6 +122,7 @@ class Node:
             OwnDoor(settings.api_url, place.common.kafka),
             self.websockets,  # before the recorder forgets a handshake
             _Before(recorder),
+            *([self.backpressure] if settings.journal_policy == "block" else []),
             Rules(self.rule_set, self.registry, self.counters),
             Streaming(emitter, self.registry, recorder, self.counters, self._must_buffer),
             recorder,
@@ -134,6 +137,8 @@ class Node:
         """Puts changed settings in force while traffic flows."""
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.keep = Keep.of(settings)
+        self.journal.cap_bytes = settings.journal_cap_bytes
+        self.backpressure.seconds = settings.journal_wait
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
         self.rule_source.cache_ttl = settings.cache_ttl
@@ -149,6 +154,7 @@ class Node:
     async def drain(self, seconds: float = DRAIN) -> None:
         """Waits until every flow has ended, and until what earlier lives left open is told, at most `seconds`; what
         is open then becomes `FlowInterrupted`, here or at the next start."""
+        self.backpressure.room.give_up()
         deadline = time.monotonic() + seconds
         while (self.registry.flows or self._recovering()) and time.monotonic() < deadline:  # noqa: ASYNC110 - hooks end them
             await asyncio.sleep(0.02)

@@ -6,7 +6,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from megido_shared.errors import ConfigurationError
-from megido_shared.settings import DEFAULT_API_URL, DEFAULT_MAX_BODY_SIZE
+from megido_shared.settings import (
+    DEFAULT_API_URL,
+    DEFAULT_JOURNAL_CAP,
+    DEFAULT_MAX_BODY_SIZE,
+    MIN_JOURNAL_CAP,
+    parse_size,
+)
 
 MAX_SECONDS = 86_400
 MAX_BODY_SIZE = 1 << 40
@@ -15,6 +21,7 @@ DEFAULT_MAX_CLIENTS = 2000
 """Far above what browsers and scanners of a team open, below what memory and 4,096 open files hold (two each)."""
 DEFAULT_MAX_MESSAGE = 1 << 20
 MAX_MESSAGE = 1 << 30
+JOURNAL_POLICIES = ("drop_newest", "block")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,8 @@ class CaptureSettings:
     `max_concurrent_clients` and `max_clients_per_address` (0: no limit) bound the clients that are served at a time,
     `header_timeout` in seconds (0: none) how long a head may take to come.
     `cache_ttl` in seconds is the age after which the configuration is read again, and the node says that it is stale.
+    `journal_cap` (like 512MiB) bounds what is on disk and not stored or shipped yet. At the cap `journal_policy`
+    drop_newest records no more; block lets new requests wait for room, each `journal_wait` seconds at most.
     The lists are comma-separated. `auth_username` "" is any user name; the hashes come from the live configuration.
     """
 
@@ -57,6 +66,9 @@ class CaptureSettings:
     cache_enabled: bool = False
     passthrough_hosts: str = ""
     blocked_destinations: str = ""
+    journal_cap: str = DEFAULT_JOURNAL_CAP
+    journal_policy: str = "drop_newest"
+    journal_wait: int = 30
 
     def checked(self) -> "CaptureSettings":
         """Itself. Raises ConfigurationError, naming the option and what it takes."""
@@ -75,7 +87,17 @@ class CaptureSettings:
         _check_range("max_concurrent_clients", self.max_concurrent_clients, 0, MAX_CLIENTS)
         _check_range("max_clients_per_address", self.max_clients_per_address, 0, MAX_CLIENTS)
         _check_range("header_timeout", self.header_timeout, 0, MAX_SECONDS)
+        _check_range("journal_wait", self.journal_wait, 0, MAX_SECONDS)
+        parse_size("journal_cap", self.journal_cap, MIN_JOURNAL_CAP)
+        if self.journal_policy not in JOURNAL_POLICIES:
+            raise ConfigurationError(
+                f"journal_policy is {self.journal_policy!r}; it must be {' or '.join(JOURNAL_POLICIES)}"
+            )
         return self
+
+    @property
+    def journal_cap_bytes(self) -> int:
+        return parse_size("journal_cap", self.journal_cap, MIN_JOURNAL_CAP)
 
     @property
     def has_credentials(self) -> bool:

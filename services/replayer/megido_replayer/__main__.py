@@ -31,7 +31,7 @@ from megido_shared.db.connect import create_engine, parse_url
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer
 from megido_shared.service import guard, setup_logging, stop_on_signals
-from megido_shared.settings import Common, common_from_env
+from megido_shared.settings import DEFAULT_JOURNAL_CAP, MIN_JOURNAL_CAP, Common, common_from_env, parse_size
 
 _log = logging.getLogger(__name__)
 _OWN_BY_DEFAULT = "localhost:8000,localhost:8080,localhost:9470,localhost:9490"
@@ -64,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-jobs", type=int, default=8, help="Jobs run at the same time.")
     made.add_argument(
         "--max-body-size", type=int, default=DEFAULT_MAX_BODY_SIZE, help="Bytes of a body that are stored."
+    )
+    made.add_argument(
+        "--journal-cap",
+        default=DEFAULT_JOURNAL_CAP,
+        metavar="SIZE",
+        help="Size on disk (like 512MiB) of what is not stored or shipped yet; nothing is sent while it is reached.",
     )
     made.add_argument("--ca-file", default="", help="PEM file of further certificate authorities to trust.")
     made.add_argument(
@@ -113,6 +119,7 @@ def read_settings(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
         protected=tuple(_protected(arguments.protect, common, env)),
         ca_file=ca_file,
         lease_s=arguments.lease,
+        journal_cap_bytes=parse_size("--journal-cap", arguments.journal_cap, MIN_JOURNAL_CAP),
     )
 
 

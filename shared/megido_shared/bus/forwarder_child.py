@@ -4,12 +4,15 @@ import asyncio
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import megido_shared
 from megido_shared.datadir import DataDir
@@ -22,6 +25,9 @@ RESTART_AFTER = 5.0
 STOP_SECONDS = 3.5
 """With the ten seconds that open flows get, a service is gone within its fifteen."""
 
+_LINE = re.compile(r"[-\d]+ [:,\d]+ ([A-Z]+) ([\w.]+): (.*)")
+"""What `setup_logging` makes of a record."""
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -29,7 +35,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class ForwarderChild:
     """Keeps one child running between the first `tick` and `stop`, which the caller's main thread calls. Over HTTP
     it idles by itself while a local ingest reads the journal; several on one data directory share its files, so
-    it does no harm beside another service's."""
+    it does no harm beside another service's. What it says goes through our log: a terminal may be mitmproxy's
+    screen."""
 
     def __init__(self, data_dir: DataDir, *, kafka: str, api_url: str = "") -> None:
         target = ["--kafka", kafka] if kafka else ["--api-url", api_url]
@@ -59,6 +66,7 @@ class ForwarderChild:
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
                 env=_environment(),
                 # Our death, kill -9 included, ends it; a new start brings its own.
@@ -66,6 +74,8 @@ class ForwarderChild:
             )
         except OSError as error:
             logger.warning("the forwarder cannot be started: %s", error)
+            return
+        threading.Thread(target=_tell, args=(self._child.stderr,), name="forwarder log", daemon=True).start()
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
         """Asks it to end, and ends it: what was not acknowledged yet is shipped again."""
@@ -88,6 +98,17 @@ async def keep_running(child: ForwarderChild) -> None:
             await asyncio.sleep(1.0)
     finally:
         await asyncio.to_thread(child.stop)
+
+
+def _tell(lines: IO[bytes]) -> None:
+    """Logs what the child says until its end. Nothing above a warning: mitmproxy ends when an error is logged while
+    it starts."""
+    with lines:
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            found = _LINE.fullmatch(text)
+            level, name, text = found.groups() if found else ("WARNING", "megido.forwarder", text)
+            logging.getLogger(name).log(logging.INFO if level == "INFO" else logging.WARNING, "%s", text)
 
 
 def _environment() -> dict[str, str]:

@@ -7,14 +7,13 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from megido_shared import events
+from megido_shared import events, ids
 from megido_shared.bus.base import Stream
 from megido_shared.bus.local import Journal, groups
 from megido_shared.bus.local.groups import Group, Membership
@@ -37,6 +36,13 @@ def data(tmp_path: Path) -> DataDir:
 def fill(journal: Journal, count: int, topic: str = T) -> int:
     """How many of `count` records were taken."""
     return sum(journal.append(topic, b"k", bytes(1000), journal.next_seq()) for _ in range(count))
+
+
+def a_heartbeat(captured: int) -> events.NodeStatus:
+    return events.NodeStatus(
+        event_id=ids.new_id(), node="capture-0", epoch=bytes(16), time_us=0, state="running", version="", pid=1,
+        listen="", captured=captured,
+    )  # fmt: skip
 
 
 def segments(data: DataDir, node: str, topic: str = T) -> list[Path]:
@@ -170,32 +176,30 @@ def test_a_consumer_that_reads_on_makes_room_again_without_a_restart(data: DataD
     journal.close()
 
 
-def test_a_blocking_journal_waits_for_room_and_drops_nothing(data: DataDir) -> None:
-    journal = Journal.open(data, "capture", cap_bytes=10 * RECORD, policy="block")
-    group = Group(data, "ingest")
-    group.pin([T])
-    taken: list[int] = []
-    writer = threading.Thread(target=lambda: taken.append(fill(journal, 15)))
-    writer.start()
-    wait(lambda: journal.used_bytes == 10 * RECORD)
-    assert not taken
-    group.write_ack(Stream(journal.epoch.hex(), T, 0), 10 * RECORD)
-    writer.join(timeout=20)
-    assert taken == [15]
-    assert journal.dropped == 0
+def test_the_last_quarter_of_the_cap_is_a_reserve(data: DataDir) -> None:
+    journal = Journal.open(data, "capture", cap_bytes=8 * RECORD)
+    assert fill(journal, 5) == 5
+    assert not journal.is_nearly_full
+    assert fill(journal, 1) == 1
+    assert journal.is_nearly_full
+    assert fill(journal, 3) == 2
+    journal.cap_bytes = 20 * RECORD
+    assert not journal.is_nearly_full
+    assert fill(journal, 1) == 1
     journal.close()
 
 
-def test_closing_frees_a_blocked_append(data: DataDir) -> None:
-    journal = Journal.open(data, "capture", cap_bytes=2 * RECORD, policy="block")
-    taken: list[int] = []
-    writer = threading.Thread(target=lambda: taken.append(fill(journal, 3)))
-    writer.start()
-    wait(lambda: journal.used_bytes == 2 * RECORD)
+def test_a_heartbeat_tells_the_next_life_of_numbers_whose_records_were_dropped(data: DataDir) -> None:
+    journal = Journal.open(data, "capture", cap_bytes=10 * RECORD)
+    assert fill(journal, 15) == 10
+    journal.cap_bytes *= 2
+    event = a_heartbeat(captured=journal.last_seq)
+    assert journal.publish(event)
     journal.close()
-    writer.join(timeout=20)
-    assert taken == [2]
-    assert dict(journal.drops) == {"closed": 1}
+    for _ in range(2):  # the second start finds it behind a segment without records
+        journal = Journal.open(data, "capture")
+        assert journal.last_seq == 15
+        journal.close()
 
 
 def test_too_large_and_closed_are_drops_with_their_reason(data: DataDir) -> None:

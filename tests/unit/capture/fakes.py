@@ -1,5 +1,6 @@
 """A journal in memory and a node's parts around it."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ class MemoryJournal:
     epoch: bytes = bytes(16)
     dropped: int = 0
     dropped_terminal: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    used_bytes: int = 0
+    cap_bytes: int = 1 << 30
     records: list[Any] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     broken: bool = False

@@ -3,5 +3,6 @@
 from megido_shared.bus.local.bus import LocalBus
 from megido_shared.bus.local.groups import follow, group_is_live
 from megido_shared.bus.local.journal import Journal
+from megido_shared.bus.local.room import Room
 
-__all__ = ["Journal", "LocalBus", "follow", "group_is_live"]
+__all__ = ["Journal", "LocalBus", "Room", "follow", "group_is_live"]

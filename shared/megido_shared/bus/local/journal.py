@@ -2,7 +2,8 @@
 
 The contract of `Journal.append`: after it returned True, a `kill -9` of this process loses nothing (the bytes
 are in the page cache); a background fsync bounds what a power failure loses to 200 ms. It never raises into
-its caller: what cannot be written is dropped, and counted.
+its caller and never waits: what cannot be written is dropped, and counted. Who would rather wait than lose asks
+`Room` before the work whose record will need the space.
 """
 
 import errno
@@ -15,7 +16,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
+
+import msgspec
 
 from megido_shared import events, ids
 from megido_shared.bus.base import Record, Stream
@@ -32,13 +35,15 @@ from megido_shared.bus.local.segments import (
     pack,
     scan,
 )
+from megido_shared.bus.topics import NODES
 from megido_shared.datadir import DataDir
 from megido_shared.errors import ConfigurationError
 
-type Policy = Literal["drop_newest", "block"]
-
 DEFAULT_CAP_BYTES = 4 << 30
 DEFAULT_SEGMENT_BYTES = 16 << 20
+MIN_SEGMENT_BYTES = 64 << 10
+MAX_RESERVE_BYTES = 64 << 20
+DROP_REASONS = ("cap", "disk", "short_write", "too_large", "closed")
 SYNC_SECONDS = 0.2
 FREE_SECONDS = 1.0
 
@@ -68,24 +73,23 @@ class Journal:
         *,
         cap_bytes: int,
         segment_bytes: int,
-        policy: Policy,
     ) -> None:
         self.node = slot.name
+        self.cap_bytes = cap_bytes
+        """May be changed while others append."""
         self.dropped = 0
         """Records that were not written, for whatever reason."""
         self.dropped_terminal = 0
         """Those of them that accounting counts (seq > 0)."""
         self.drops: Counter[str] = Counter()
-        """`dropped` by reason: cap, disk, short_write, too_large, closed."""
+        """`dropped` by reason, one of DROP_REASONS."""
         self.sync_errors = 0
         self._data_dir = data_dir
         self._slot = slot
         self._lock_fd = lock_fd
-        self._cap = cap_bytes
-        self._segment_bytes = segment_bytes
-        self._policy = policy
+        # A segment is freed whole: several must fit below the cap.
+        self._segment_bytes = min(segment_bytes, max(cap_bytes // 8, MIN_SEGMENT_BYTES))
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
         self._tails: dict[str, _Tail] = {}
         self._older: dict[str, list[Name]] = {}
         self._retired: list[int] = []
@@ -104,16 +108,15 @@ class Journal:
         *,
         cap_bytes: int = DEFAULT_CAP_BYTES,
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
-        policy: Policy = "drop_newest",
     ) -> Self:
         """Takes the first free slot `<name>-<n>` (its node, its epoch, its count of terminal records go on where
-        they were) and begins new segments. At `cap_bytes` of unfreed segments an append is dropped, or blocks
-        until room is made. Raises ConfigurationError when the data directory cannot be used."""
+        they were) and begins new segments. At `cap_bytes` of unfreed segments an append is dropped. Raises
+        ConfigurationError when the data directory cannot be used."""
         if not TOPIC.fullmatch(name):
             raise ConfigurationError(f"a node cannot be called {name!r}; use letters, digits, . _ and -")
         try:
             slot, fd = _take_slot(make_dir(data_dir.ensure().bus), name)
-            return cls(data_dir, slot, fd, cap_bytes=cap_bytes, segment_bytes=segment_bytes, policy=policy)
+            return cls(data_dir, slot, fd, cap_bytes=cap_bytes, segment_bytes=segment_bytes)
         except OSError as error:
             raise ConfigurationError(f"the journal in {data_dir.bus} cannot be opened: {error.strerror}") from error
 
@@ -121,6 +124,12 @@ class Journal:
     def used_bytes(self) -> int:
         """The size of the slot's segments that are not freed yet."""
         return self._used
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether only the reserve is left: a quarter of the cap, 64 MiB at most, for the records of what is under way
+        when `Room` lets nothing new begin."""
+        return self._used >= self.cap_bytes - min(self.cap_bytes // 4, MAX_RESERVE_BYTES)
 
     @property
     def last_seq(self) -> int:
@@ -143,7 +152,7 @@ class Journal:
             size = OVERHEAD + len(key) + len(value)
             if len(key) > MAX_KEY_BYTES or len(value) > MAX_VALUE_BYTES:
                 return self._drop("too_large", seq)
-            if self._used + size > self._cap and not self._make_room(size):
+            if self._used + size > self.cap_bytes or self._closed:
                 return self._drop("cap", seq)
             try:
                 tail = self._tails.get(topic)
@@ -204,7 +213,6 @@ class Journal:
             with self._lock:
                 self._older[topic] = [name for name in self._older[topic] if name not in gone]
                 self._used -= sizes
-                self._room.notify_all()
 
     def close(self) -> None:
         """Syncs and lets go of the slot. Later appends are dropped and counted."""
@@ -212,8 +220,6 @@ class Journal:
             if self._closed:
                 return
             self._closed = True
-            self._cap = -1
-            self._room.notify_all()
         self._stopping.set()
         self._keeper.join()
         for tail in self._tails.values():
@@ -288,14 +294,6 @@ class Journal:
             tail.damaged = True
             self._used += written
 
-    def _make_room(self, size: int) -> bool:
-        """Called at the cap, with the lock held. Whether `size` bytes fit now."""
-        if self._policy == "drop_newest":
-            return False
-        while self._used + size > self._cap and not self._closed:
-            self._room.wait(timeout=SYNC_SECONDS)
-        return not self._closed
-
     def _drop(self, reason: str, seq: int, error: OSError | None = None) -> bool:
         reason = "closed" if self._closed else reason
         self.dropped += 1
@@ -315,7 +313,7 @@ class Journal:
             stop = self._stopping.wait(SYNC_SECONDS)
             try:
                 self.sync()
-                full = self._used > self._cap // 2
+                full = self._used > self.cap_bytes // 2
                 if not stop and (full or time.monotonic() - last_free >= FREE_SECONDS):
                     last_free = time.monotonic()
                     self._give_back()
@@ -327,7 +325,7 @@ class Journal:
         """Rolls a tail that is done with when the cap is near: the newest segment cannot be freed, the one
         before it can."""
         with self._lock:
-            near = self._used > self._cap // 2 and not self._closed
+            near = self._used > self.cap_bytes // 2 and not self._closed
             ends = {topic: (tail, tail.name.base + tail.size) for topic, tail in self._tails.items() if tail.size}
         for topic, (tail, end) in ends.items() if near else ():
             limit = groups.free_limit(self._data_dir, tail.name.epoch, topic)
@@ -360,9 +358,20 @@ def _take_slot(bus: Path, name: str) -> tuple[Path, int]:
 
 
 def _last_seq(slot: Path, name: Name) -> int:
-    """The highest seq that the node is known to have given out, from one segment."""
+    """The highest seq that the node is known to have given out, from one segment. A heartbeat knows of those too
+    whose records were dropped."""
     data = (slot / name.file).read_bytes()
-    return max((entry.seq for entry in scan(data, name.marker) if isinstance(entry, Entry)), default=0)
+    entries = [entry for entry in scan(data, name.marker) if isinstance(entry, Entry)]
+    told = _captured(entries[-1].value) if entries and name.topic == NODES.name else 0
+    return max([told, *(entry.seq for entry in entries)])
+
+
+def _captured(value: bytes) -> int:
+    try:
+        event = events.decode(value)
+    except msgspec.DecodeError:
+        return 0
+    return event.captured if isinstance(event, events.NodeStatus) else 0
 
 
 def _why(error: OSError | None) -> str:
