@@ -11,7 +11,7 @@ from megido_capture import recovery
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
 from megido_capture.recorder import Recorder
-from megido_capture.state import Registry
+from megido_capture.state import Keep, Registry
 from megido_shared import events, ids
 from megido_shared.bus.local import Journal
 from megido_shared.bus.topics import FLOWS
@@ -29,7 +29,7 @@ class Life:
         self.journal = Journal.open(DataDir(directory), "capture")
         self.emitter = Emitter(self.journal, "browser")
         self.registry = Registry()
-        self.recorder = Recorder(self.emitter, self.registry, Counters(), SystemClock(), CAP)
+        self.recorder = Recorder(self.emitter, self.registry, Counters(), SystemClock(), Keep(True, CAP, CAP, CAP))
 
     def open(self, *pieces: bytes) -> tuple[Any, bytes]:
         """A flow that was announced, and pieces of its streamed answer."""
