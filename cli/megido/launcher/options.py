@@ -9,7 +9,8 @@ from megido.main import SERVICES
 from megido_shared.errors import ConfigurationError
 from megido_shared.settings import DEFAULT_LOG_DIR, Common, common_from_env
 
-_TOKEN_FLAG = "--auth-token"  # noqa: S105 - a flag's name
+_SECRETS = {"--auth-token": "PROXY_AUTH_TOKEN", "--auth-password": "PROXY_AUTH_PASSWORD"}
+"""Flags of the proxy whose values go through the environment."""
 _OURS = {
     "--listen-port": "the proxy's port is set with --proxy-port",
     "listen_port": "the proxy's port is set with --proxy-port",
@@ -21,7 +22,7 @@ _OURS = {
 @dataclass(frozen=True, slots=True)
 class UpOptions:
     """`common.database_url` is empty for the embedded Postgres. `capture_arguments` are passed on as they are, but
-    for a token: that goes through `environment`, where `ps` does not show it."""
+    for secrets: they go through `environment`, where `ps` does not show it."""
 
     common: Common
     log_dir: Path
@@ -54,10 +55,9 @@ class UpOptions:
             raise ConfigurationError(f"--without {unknown[0]}: no such service; there are {', '.join(SERVICES)}")
         if proxy_port == api_port and not left_out & {"capture", "api"}:
             raise ConfigurationError(f"--proxy-port and --api-port are both {api_port}; choose another for one of them")
-        arguments, token = _take_token(list(capture_arguments))
+        arguments, secrets = _take_secrets(list(capture_arguments))
         _check(arguments)
-        if token:
-            environment["PROXY_AUTH_TOKEN"] = token
+        environment |= secrets
         if "capture" in left_out and arguments:
             raise ConfigurationError(f"{arguments[0]} is no option of megido up, and the proxy is left out; see --help")
         return cls(
@@ -90,14 +90,15 @@ def _check(arguments: Sequence[str]) -> None:
             raise ConfigurationError(f"{name} is no option of megido up: {why}")
 
 
-def _take_token(arguments: list[str]) -> tuple[list[str], str]:
-    kept, token = [], ""
+def _take_secrets(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """What is left of the arguments, and variables for the secrets among them."""
+    kept: list[str] = []
+    secrets: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
-        if argument == _TOKEN_FLAG:
-            token = next(rest, "")
-        elif argument.startswith(_TOKEN_FLAG + "="):
-            token = argument.partition("=")[2]
+        flag, equals, value = argument.partition("=")
+        if variable := _SECRETS.get(flag):
+            secrets[variable] = value if equals else next(rest, "")
         else:
             kept.append(argument)
-    return kept, token
+    return kept, secrets

@@ -8,86 +8,21 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from mitmproxy import exceptions
 from mitmproxy.proxy import mode_specs
 from prometheus_client import CollectorRegistry
 
 from megido_capture.addon import HELP, MegidoAddon, certificate
+from megido_capture.flags import options_of, parser
 from megido_capture.limits import raise_open_files
 from megido_capture.master import CaptureMaster
-from megido_capture.settings import JOURNAL_POLICIES, CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer
 from megido_shared.service import guard, setup_logging, stop_on_signals
 
-METRICS_PORT = 9490
 BUSY_OBJECTS = 50_000
 """Young objects between two collections of the garbage collector: flows are freed by reference counts."""
-
-
-def parser(defaults: CaptureSettings) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="megido capture",
-        description="Proxy HTTP, HTTPS and WebSocket traffic and record it in the journal.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    made.add_argument("--listen-host", default="127.0.0.1", help="Address to listen on.")
-    made.add_argument("--listen-port", type=int, default=8080, help="Port to listen on; 0 picks a free one.")
-    made.add_argument(
-        "--mode", action="append", help="mitmproxy's mode: regular, upstream:URL, reverse:URL, socks5, ... Repeatable."
-    )
-    made.add_argument("--api-url", default=defaults.api_url, help=HELP["api_url"])
-    made.add_argument("--source-app", default=defaults.source_app, help=HELP["source_app"])
-    made.add_argument(
-        "--auth-required", action=argparse.BooleanOptionalAction, default=False, help=HELP["auth_required"]
-    )
-    made.add_argument("--auth-token", default=None, help=HELP["auth_token"] + " Better: PROXY_AUTH_TOKEN.")
-    made.add_argument("--max-body-size", type=int, default=defaults.max_body_size, help=HELP["max_body_size"])
-    made.add_argument(
-        "--websocket-enabled", action=argparse.BooleanOptionalAction, default=True, help=HELP["websocket_enabled"]
-    )
-    made.add_argument(
-        "--websocket-max-message",
-        type=int,
-        default=defaults.websocket_max_message,
-        help=HELP["websocket_max_message"],
-    )
-    made.add_argument("--connection-timeout", type=int, default=30, help=HELP["connection_timeout"])
-    made.add_argument("--cache-ttl", type=int, default=60, help=HELP["cache_ttl"])
-    made.add_argument("--transfer-timeout", type=int, default=0, help=HELP["transfer_timeout"])
-    made.add_argument(
-        "--max-concurrent-clients",
-        type=int,
-        default=defaults.max_concurrent_clients,
-        help=HELP["max_concurrent_clients"],
-    )
-    made.add_argument("--max-clients-per-address", type=int, default=0, help=HELP["max_clients_per_address"])
-    made.add_argument("--header-timeout", type=int, default=defaults.header_timeout, help=HELP["header_timeout"])
-    made.add_argument("--journal-cap", default=defaults.journal_cap, metavar="SIZE", help=HELP["journal_cap"])
-    made.add_argument(
-        "--journal-policy", default=defaults.journal_policy, choices=JOURNAL_POLICIES, help=HELP["journal_policy"]
-    )
-    made.add_argument("--journal-wait", type=int, default=defaults.journal_wait, help=HELP["journal_wait"])
-    made.add_argument(
-        "--allow-open-proxy", action=argparse.BooleanOptionalAction, default=False, help=HELP["allow_open_proxy"]
-    )
-    made.add_argument("--ssl-insecure", action="store_true", help="Do not verify the certificates of servers.")
-    made.add_argument("--data-dir", default="", help="Data directory. Default: MEGIDO_DATA_DIR or the XDG data home.")
-    made.add_argument("--kafka", default="", metavar="HOST:PORT", help="Kafka; none: the local bus.")
-    made.add_argument("--node-name", default="capture", help="Name of the node's slot in the data directory.")
-    made.add_argument(
-        "--forwarder", action=argparse.BooleanOptionalAction, default=True, help="Ship the journal by a child process."
-    )
-    made.add_argument(
-        "--fastpath", action=argparse.BooleanOptionalAction, default=True, help="Replace mitmproxy's hot spots."
-    )
-    made.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="/livez, /readyz, /metrics; 0 picks one.")
-    made.add_argument(
-        "--set", dest="options", action="append", default=[], metavar="NAME=VALUE", help="Any option of mitmproxy."
-    )
-    return made
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,8 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str], env: Mapping[str, str]) -> int:
-    defaults = CaptureSettings(**defaults_from_env(env))
-    arguments = parser(defaults).parse_args(argv)
+    arguments = parser(HELP).parse_args(argv)
     setup_logging()
     # What mitmproxy says about each connection and stream is traffic, not the service's log.
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
@@ -131,36 +65,8 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str]) -> None:
 
 def _configure(master: CaptureMaster, arguments: argparse.Namespace, modes: list[str]) -> None:
     """Flags, then `--set` (which wins); the node is made last. Raises ConfigurationError."""
-    flags: dict[str, Any] = {
-        "listen_host": arguments.listen_host,
-        "listen_port": arguments.listen_port,
-        "mode": modes,
-        "ssl_insecure": arguments.ssl_insecure,
-        "api_url": arguments.api_url,
-        "source_app": arguments.source_app,
-        "auth_required": arguments.auth_required,
-        "max_body_size": arguments.max_body_size,
-        "websocket_enabled": arguments.websocket_enabled,
-        "websocket_max_message": arguments.websocket_max_message,
-        "connection_timeout": arguments.connection_timeout,
-        "cache_ttl": arguments.cache_ttl,
-        "transfer_timeout": arguments.transfer_timeout,
-        "max_concurrent_clients": arguments.max_concurrent_clients,
-        "max_clients_per_address": arguments.max_clients_per_address,
-        "header_timeout": arguments.header_timeout,
-        "journal_cap": arguments.journal_cap,
-        "journal_policy": arguments.journal_policy,
-        "journal_wait": arguments.journal_wait,
-        "allow_open_proxy": arguments.allow_open_proxy,
-        "megido_data_dir": arguments.data_dir,
-        "megido_kafka": arguments.kafka,
-        "megido_node": arguments.node_name,
-        "megido_forwarder": arguments.forwarder,
-    }
-    if arguments.auth_token is not None:
-        flags["auth_token"] = arguments.auth_token
     try:
-        master.options.update(**flags)
+        master.options.update(**options_of(arguments, modes))
         master.options.set(*arguments.options)
         master.capture.begin()
     except exceptions.OptionsError as error:

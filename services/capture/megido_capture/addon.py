@@ -14,40 +14,24 @@ from mitmproxy.proxy import mode_specs
 from megido_capture import authority
 from megido_capture.access import check_listeners
 from megido_capture.node import Node, Place
-from megido_capture.settings import NAMES, CaptureSettings, defaults_from_env
+from megido_capture.settings import CONFIGURED, NAMES, CaptureSettings, defaults_from_env, option_of
+from megido_shared.config_fields import FIELDS
 from megido_shared.errors import ConfigurationError, MegidoError
 from megido_shared.settings import common_from_env
 
 logger = logging.getLogger(__name__)
 
 HELP = {
+    **{option_of(name): FIELDS[name].help for name in CONFIGURED},
     "api_url": "Base URL of Megido's API; without Kafka and without a local ingest the journal is posted there.",
     "source_app": "What the traffic is recorded under (browser, scanner, ...).",
-    "auth_required": "Require credentials of every client of the proxy. Needs auth_token.",
-    "auth_token": "The token: as Bearer token, or as password of Basic credentials with any user name.",
-    "max_body_size": "Bytes of a body that are stored. What is forwarded is never cut.",
-    "websocket_enabled": "Record WebSocket messages.",
-    "websocket_max_message": "Bytes that a WebSocket message may have, decompressed; a larger one is closed with 1009.",
-    "connection_timeout": "Seconds that name resolution and connect, and then the TLS handshake, may take.",
-    "cache_ttl": "Seconds after which payload rules are read again.",
-    "transfer_timeout": "Seconds that a server may send nothing while a client waits for it; 0 is no limit of ours.",
-    "max_concurrent_clients": "Clients served at a time, idle ones not counted; 0 is no limit. More get 503.",
-    "max_clients_per_address": "The same for the clients of one address; 0 is no limit.",
-    "header_timeout": "Seconds in which the head of a request must have come; 0 is no limit.",
+    "auth_token": FIELDS["auth_token"].help + " Better: PROXY_AUTH_TOKEN.",
+    "auth_password": FIELDS["auth_password"].help + " Better: PROXY_AUTH_PASSWORD.",
+    "cache_ttl": "Seconds after which the configuration is read again.",
     "journal_cap": "Size on disk (like 512MiB) of what is recorded and not stored or shipped yet.",
     "journal_policy": "At the cap: drop_newest records no more, block lets new requests wait for room.",
     "journal_wait": "Seconds that a request may wait with journal_policy block; then it goes on unrecorded.",
     "allow_open_proxy": "Allow to listen on other addresses than loopback without authentication.",
-    "auth_username": "The user name of Basic credentials; empty: any.",
-    "auth_password": "The password of Basic credentials. Better: PROXY_AUTH_PASSWORD.",
-    "ip_whitelist": "Addresses and networks (CIDR), comma-separated, that may use the proxy; empty: all.",
-    "ip_blacklist": "Addresses and networks that may not; wins over ip_whitelist.",
-    "logging_enabled": "Record traffic. Off: it passes through and nothing is kept.",
-    "log_request_body": "Store request bodies. Off: only their size and hash.",
-    "log_response_body": "Store response bodies. Off: only their size and hash.",
-    "cache_enabled": "Serve static assets from a cache by the rules of RFC 9111.",
-    "passthrough_hosts": "Hosts, comma-separated, whose TLS is tunnelled untouched (they pin their certificate).",
-    "blocked_destinations": "Hosts, addresses and networks, comma-separated, that nobody reaches through the proxy.",
 }
 _PLACE: tuple[tuple[str, Any, str], ...] = (
     ("megido_data_dir", "", "Data directory. Default: MEGIDO_DATA_DIR, or the XDG data home."),

@@ -5,6 +5,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from megido_shared.config_fields import (
+    DEFAULT_MAX_CLIENTS,
+    DEFAULT_MAX_MESSAGE,
+    FIELDS,
+    MAX_SECONDS,
+    SECRETS,
+    Invalid,
+    check_value,
+)
 from megido_shared.errors import ConfigurationError
 from megido_shared.settings import (
     DEFAULT_API_URL,
@@ -14,14 +23,11 @@ from megido_shared.settings import (
     parse_size,
 )
 
-MAX_SECONDS = 86_400
-MAX_BODY_SIZE = 1 << 40
-MAX_CLIENTS = 1 << 20
-DEFAULT_MAX_CLIENTS = 2000
-"""Far above what browsers and scanners of a team open, below what memory and 4,096 open files hold (two each)."""
-DEFAULT_MAX_MESSAGE = 1 << 20
-MAX_MESSAGE = 1 << 30
 JOURNAL_POLICIES = ("drop_newest", "block")
+
+
+CONFIGURED = tuple(name for name in FIELDS if name not in SECRETS and name != "log_directory")
+"""Fields of the configuration that are options of a proxy; JSON logs are ingest's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +83,16 @@ class CaptureSettings:
             raise ConfigurationError(f"api_url is {self.api_url!r}; it must look like http://host:8000")
         if self.auth_required and not self.has_credentials:
             raise ConfigurationError(
-                "auth_required is set but auth_token is empty; set auth_token (or PROXY_AUTH_TOKEN)"
+                "auth_required is set but there is nothing to compare with; set auth_token (PROXY_AUTH_TOKEN) or "
+                "auth_password (PROXY_AUTH_PASSWORD)"
             )
-        _check_range("max_body_size", self.max_body_size, 0, MAX_BODY_SIZE)
-        _check_range("websocket_max_message", self.websocket_max_message, 125, MAX_MESSAGE)
-        _check_range("connection_timeout", self.connection_timeout, 1, MAX_SECONDS)
+        for name in CONFIGURED:
+            option = option_of(name)
+            try:
+                check_value(name, getattr(self, option))
+            except Invalid as error:
+                raise ConfigurationError(f"{option}: {error.problem}") from error
         _check_range("cache_ttl", self.cache_ttl, 1, MAX_SECONDS)
-        _check_range("transfer_timeout", self.transfer_timeout, 0, MAX_SECONDS)
-        _check_range("max_concurrent_clients", self.max_concurrent_clients, 0, MAX_CLIENTS)
-        _check_range("max_clients_per_address", self.max_clients_per_address, 0, MAX_CLIENTS)
-        _check_range("header_timeout", self.header_timeout, 0, MAX_SECONDS)
         _check_range("journal_wait", self.journal_wait, 0, MAX_SECONDS)
         parse_size("journal_cap", self.journal_cap, MIN_JOURNAL_CAP)
         if self.journal_policy not in JOURNAL_POLICIES:
@@ -104,9 +110,14 @@ class CaptureSettings:
         return bool(self.auth_token or self.auth_password or self.auth_password_hash or self.auth_token_hash)
 
 
-_FROM_CONFIGURATION_ONLY = {"auth_password_hash", "auth_token_hash"}
+_FROM_CONFIGURATION_ONLY = set(SECRETS.values())
 NAMES = tuple(item.name for item in fields(CaptureSettings) if item.name not in _FROM_CONFIGURATION_ONLY)
 """What can be set at the start, as flag, `--set` or variable."""
+
+
+def option_of(field_name: str) -> str:
+    """The option that a field of the configuration leads to."""
+    return "auth_required" if field_name == "auth_enabled" else field_name
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -115,7 +126,8 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def defaults_from_env(env: Mapping[str, str]) -> dict[str, Any]:
-    """Values of PROXY_API_URL, PROXY_AUTH_TOKEN and PROXY_MAX_BODY_SIZE by option name; empty ones count as unset.
+    """Values of PROXY_API_URL, PROXY_AUTH_TOKEN, PROXY_AUTH_PASSWORD and PROXY_MAX_BODY_SIZE by option name; empty
+    ones count as unset.
 
     Raises ConfigurationError when a number is none.
     """
@@ -124,6 +136,8 @@ def defaults_from_env(env: Mapping[str, str]) -> dict[str, Any]:
         found["api_url"] = url
     if token := env.get("PROXY_AUTH_TOKEN"):
         found["auth_token"] = token
+    if password := env.get("PROXY_AUTH_PASSWORD"):
+        found["auth_password"] = password
     if size := env.get("PROXY_MAX_BODY_SIZE"):
         try:
             found["max_body_size"] = int(size)

@@ -19,10 +19,10 @@ from megido_capture.counters import Counters, contained
 from megido_capture.emitter import Emitter
 from megido_capture.flows import url_of
 from megido_capture.recorder import Recorder
-from megido_capture.settings import DEFAULT_MAX_MESSAGE
 from megido_capture.state import Registry
 from megido_shared import ids
 from megido_shared.clock import Clock
+from megido_shared.config_fields import DEFAULT_MAX_MESSAGE
 from megido_shared.events import Peer, WebSocketMessage
 
 logger = logging.getLogger(__name__)
