@@ -14,16 +14,18 @@ import os
 import random
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import httpx
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import Counter as CounterMetric
 
 from megido_shared import events
-from megido_shared.bus.base import Batch, Bus, Consumer, Outgoing, Producer, Record
+from megido_shared.bus.base import Batch, Bus, Consumer, Outgoing, Producer, Record, Stream
 from megido_shared.bus.local import LocalBus, follow, group_is_live
 from megido_shared.bus.open import open_bus
 from megido_shared.bus.topics import CONFIG, TOPICS
@@ -45,13 +47,17 @@ LONGEST_PAUSE = 5.0
 HTTP_SECONDS = 30.0
 SLOW_SECONDS = 3.0
 """How long a batch may be under way before the forwarder says that it is not ready."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 1.5
+"""What is under way when the forwarder is stopped gets this long to be acknowledged; else it is shipped again."""
 
 _log = logging.getLogger("megido.forwarder")
 
 
 class Shipper(Protocol):
-    """The other side."""
+    """The other side. `depth` batches may be under way at a time; `ship` begins them in the order of its calls, and
+    after a failure all of them are shipped again."""
+
+    depth: int
 
     async def ship(self, records: Sequence[Outgoing]) -> int:
         """Returns when every record is durable there; how many of them it refused for good. Raises Unavailable."""
@@ -60,18 +66,22 @@ class Shipper(Protocol):
 
 
 class KafkaShipper:
+    depth = 3
+
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._producer: Producer | None = None
         self._prepared = False
+        self._preparing = asyncio.Lock()
 
     async def ship(self, records: Sequence[Outgoing]) -> int:
         try:
-            if not self._prepared:
-                await self._prepare()
-                self._prepared = True
-            if self._producer is None:
-                self._producer = await self._bus.producer(GROUP)
+            async with self._preparing:  # each waits its turn, so the order stays
+                if not self._prepared:
+                    await self._prepare()
+                    self._prepared = True
+                if self._producer is None:
+                    self._producer = await self._bus.producer(GROUP)
             await self._producer.append([with_headers(record) for record in records])
         except Unavailable:
             self._prepared = False  # it may be another, empty Kafka that answers next
@@ -94,6 +104,8 @@ class KafkaShipper:
 
 class HttpShipper:
     """`POST {api_url}/proxy/api/events/`: MessagePack, a list of [topic, key, value]; idempotent by event id."""
+
+    depth = 1
 
     def __init__(self, api_url: str, token: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         headers = {"Content-Type": "application/msgpack"}
@@ -138,14 +150,33 @@ class Metrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"megido_forwarder_{name}", text, labels, registry=self.registry)
+        def counter(name: str, text: str, labels: Sequence[str] = ()) -> CounterMetric:
+            return CounterMetric(f"megido_forwarder_{name}", text, labels, registry=self.registry)
 
         self.shipped = counter("records", "Records that the other side has.", ["topic"])
         self.refused = counter("refused", "Records that the other side will never take.")
         self.retries = counter("retries", "Batches that had to be sent again.")
         self.gaps = counter("gaps", "Records that could not be read from a journal.", ["kind"])
         self.lag = Gauge("megido_forwarder_lag_bytes", "Bytes that are not shipped yet.", registry=self.registry)
+
+
+class _Flight:
+    """A batch on its way."""
+
+    def __init__(self, batch: Batch, records: Sequence[Record]) -> None:
+        self.batch = batch
+        self.records = records
+        self.since = 0.0
+        self.task: asyncio.Task[int]
+
+    def start(self, shipper: Shipper) -> None:
+        self.since = time.monotonic()
+        self.task = asyncio.create_task(self._ship(shipper))
+
+    async def _ship(self, shipper: Shipper) -> int:
+        if not self.records:
+            return 0
+        return await shipper.ship([Outgoing(r.stream.topic, r.key, r.value) for r in self.records])
 
 
 class Forwarder:
@@ -159,21 +190,23 @@ class Forwarder:
         self._metrics = metrics
         self._consumer: Consumer | None = None
         self._trouble = ["not started yet"]
-        self._shipping_since: float | None = None
+        self._under_way: deque[_Flight] = deque()
+        self._done: dict[Stream, int] = {}
 
     def missing(self) -> list[str]:
         """A broker that is away shows long before the producer gives up on it."""
-        since = self._shipping_since
-        waited = 0.0 if since is None else time.monotonic() - since
+        waited = time.monotonic() - self._under_way[0].since if self._under_way else 0.0
         if not self._trouble and waited > SLOW_SECONDS:
             return [f"a batch has not been taken for {waited:.0f} s"]
         return self._trouble
 
     async def run(self, stop: asyncio.Event) -> None:
-        working = asyncio.create_task(self._work())
+        working = asyncio.create_task(self._work(stop))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                await asyncio.wait([working], timeout=STOP_SECONDS)
             if not working.done():
                 working.cancel()
                 await asyncio.wait([working], timeout=STOP_SECONDS)
@@ -181,25 +214,42 @@ class Forwarder:
                 working.result()
         finally:
             stopping.cancel()
+            await self._recall()
             if self._consumer:
                 await self._consumer.close()
             await self._shipper.close()
 
-    async def _work(self) -> None:
-        while True:
+    async def _work(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
             if self._yields and group_is_live(self._data_dir, INGEST_GROUP):
+                await self._settle_all()
                 await self._stand_aside()
                 continue
             consumer = await self._joined()
-            try:
-                batch = await consumer.poll(max_records=MAX_RECORDS, max_bytes=MAX_BYTES, timeout=0.5)
-            except Unavailable as error:
-                self._report(str(error))
+            if not await self._fill(consumer):
                 await asyncio.sleep(FIRST_PAUSE)
                 continue
-            if batch:
-                await self._ship(consumer, batch)
+            if self._under_way:
+                await self._settle(consumer)
+            elif self._done:
+                await self._acknowledge(consumer)
             self._metrics.lag.set(sum((await consumer.lag()).values()))
+        await self._settle_all()
+
+    async def _fill(self, consumer: Consumer) -> bool:
+        """Begins to ship what there is; waits for something only while nothing is under way. False: the journals
+        cannot be read."""
+        while len(self._under_way) < self._shipper.depth:
+            timeout = 0.0 if self._under_way else 0.5
+            try:
+                batch = await consumer.poll(max_records=MAX_RECORDS, max_bytes=MAX_BYTES, timeout=timeout)
+            except Unavailable as error:
+                self._report(str(error))
+                return False
+            if not batch:
+                break
+            self._begin(batch)
+        return True
 
     async def _joined(self) -> Consumer:
         if self._consumer is None:
@@ -216,31 +266,57 @@ class Forwarder:
         self._trouble = []
         await asyncio.sleep(1.0)
 
-    async def _ship(self, consumer: Consumer, batch: Batch) -> None:
+    def _begin(self, batch: Batch) -> None:
         for gap in batch.gaps:
             self._metrics.gaps.labels(gap.kind).inc(gap.count)
             _log.warning("journal %s: %s at %d, %d records", gap.stream.source_id, gap.kind, gap.offset, gap.count)
-        records = [record for record in batch.records if self._fits(record)]
+        flight = _Flight(batch, [record for record in batch.records if self._fits(record)])
+        flight.start(self._shipper)
+        self._under_way.append(flight)
+
+    async def _settle_all(self) -> None:
+        while self._under_way:
+            await self._settle(await self._joined())
+
+    async def _settle(self, consumer: Consumer) -> None:
+        """Waits until the oldest batch is taken, however long that lasts, and acknowledges it. When it fails, it and
+        all that were begun behind it are shipped again, in order."""
+        flight = self._under_way[0]
         pause = FIRST_PAUSE
-        while records:
-            self._shipping_since = time.monotonic()
+        while True:
             try:
-                refused = await self._shipper.ship([Outgoing(r.stream.topic, r.key, r.value) for r in records])
+                refused = await flight.task
                 break
             except Unavailable as error:
                 self._report(str(error))
-                self._metrics.retries.inc()
-            finally:
-                self._shipping_since = None
+            await self._recall()
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))
             pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            refused = 0
+            for again in self._under_way:
+                self._metrics.retries.inc()
+                again.start(self._shipper)
         self._trouble = []
         self._metrics.refused.inc(refused)
-        for record in records:
-            self._metrics.shipped.labels(record.stream.topic).inc()
-        await consumer.commit(batch.positions())
+        for topic, count in Counter(record.stream.topic for record in flight.records).items():
+            self._metrics.shipped.labels(topic).inc(count)
+        self._under_way.popleft()
+        self._done |= flight.batch.positions()
+        await self._acknowledge(consumer)
+
+    async def _acknowledge(self, consumer: Consumer) -> None:
+        """Frees the journal of what is shipped. Where that cannot be written down, it is tried again later."""
+        try:
+            await consumer.commit(self._done)
+            self._done.clear()
+        except Unavailable as error:
+            self._report(str(error))
+
+    async def _recall(self) -> None:
+        """Ends what is under way; some of it may have arrived all the same."""
+        tasks = [flight.task for flight in self._under_way]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fits(self, record: Record) -> bool:
         if len(record.value) <= MAX_RECORD_BYTES:

@@ -75,7 +75,10 @@ class LocalConsumer:
             for stream, offset in positions.items()
             if stream in self._held and self._committed.get(stream) != offset
         }
-        await asyncio.to_thread(self._write_acks, moved)
+        try:
+            await asyncio.to_thread(self._write_acks, moved)
+        except OSError as error:
+            raise Unavailable(f"an acknowledgement cannot be written: {error.strerror} ({error.filename})") from error
         self._committed.update((stream, offset) for stream, offset in moved.items() if stream in self._held)
 
     def assigned(self) -> frozenset[Stream]:

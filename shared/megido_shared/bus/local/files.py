@@ -34,6 +34,16 @@ def replace(path: Path, content: bytes, *, sync: bool) -> None:
         sync_dir(path.parent)
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Writes into a file that is there, which needs no room on the disk. A reader, or a crash, may meet a mixture."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        _write_all(fd, content)
+        os.ftruncate(fd, len(content))
+    finally:
+        os.close(fd)
+
+
 def sync_dir(path: Path) -> None:
     """Makes creations and renames in a directory outlast a power failure."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -7,6 +7,7 @@ groups/<group>/streams/<stream>   locked by the member that reads the stream
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import time
@@ -17,7 +18,7 @@ import google_crc32c
 
 from megido_shared.bus.base import Stream
 from megido_shared.bus.local import locks
-from megido_shared.bus.local.files import make_dir, replace
+from megido_shared.bus.local.files import make_dir, overwrite, replace
 from megido_shared.bus.local.segments import TOPIC, Name
 from megido_shared.bus.topics import BY_NAME, DAY_MS, INGESTED
 from megido_shared.datadir import DataDir
@@ -57,7 +58,15 @@ class Group:
     def write_ack(self, stream: Stream, offset: int) -> None:
         text = str(offset).encode()
         checked = b"%s %08x\n" % (text, google_crc32c.value(text))
-        replace(self.path / "acks" / _stream_file(stream.source_id, stream.topic), checked, sync=False)
+        path = self.path / "acks" / _stream_file(stream.source_id, stream.topic)
+        try:
+            replace(path, checked, sync=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # A full disk has room for it where the old one is, and only acknowledgements free the disk again. Killed in
+            # between it is damaged, which costs a repetition.
+            overwrite(path, checked)
 
     def stream_lock(self, stream: Stream) -> int | None:
         """A descriptor that holds the stream for this group until it is closed; None when another member has it."""
