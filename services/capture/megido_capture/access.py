@@ -1,20 +1,26 @@
-"""The addon that decides who may use the proxy. It denies on every doubt, its own failure included."""
+"""The addon that decides by credentials who may use the proxy. It denies on every doubt, its own failure included.
 
-import functools
-import hmac
-import ipaddress
+Hooks are plain functions; only when a hash has to be computed do they return something to wait for.
+"""
+
+import asyncio
 import logging
-from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
 
 from mitmproxy import connection, http
 from mitmproxy.proxy import mode_specs
 
 from megido_capture.counters import Counters
+from megido_capture.credentials import Accepted, Given, parse
 from megido_capture.emitter import Emitter
+from megido_capture.farewell import TransportOf, answer, cut
 from megido_capture.flows import content_length
+from megido_capture.gate import SELF_AUTHENTICATED, client_key, is_loopback
 from megido_capture.settings import CaptureSettings
 from megido_capture.state import ClientState, Registry
+from megido_capture.verifier import Outcome, Verifier
 from megido_shared import ids
 from megido_shared.clock import Clock
 from megido_shared.errors import ConfigurationError
@@ -22,15 +28,16 @@ from megido_shared.events import AuthAttempted
 
 logger = logging.getLogger(__name__)
 
-HEADER = "Proxy-Authorization"
-CHALLENGES = ('Basic realm="megido"', 'Bearer realm="megido"')
+HEADER = b"proxy-authorization"
+CHALLENGES = ('Basic realm="megido", charset="UTF-8"', 'Bearer realm="megido"')
+RETRY_AFTER = 2
+"""Seconds that a throttled client is told to wait: what an address gets back in that time is one guess."""
+
 BUFFER_AT_MOST = 64 * 1024
 """mitmproxy reads a refused request's whole body before it answers; above this the connection is closed instead."""
 
 type CloseWith = Callable[[connection.Client, bytes], None]
-"""Writes bytes to a client and closes it."""
-
-_SELF_AUTHENTICATED = (mode_specs.WireGuardMode, mode_specs.LocalMode, mode_specs.TunMode)
+"""Writes bytes to a client, past mitmproxy's layers."""
 
 
 class Access:
@@ -45,53 +52,102 @@ class Access:
         settings: CaptureSettings,
         *,
         close_with: CloseWith,
-        loopback_only: bool = False,
+        transport: TransportOf,
     ) -> None:
-        self.settings = settings
-        self.loopback_only = loopback_only
-        """Nobody named an address to listen on: only this machine is served, whatever the listener does."""
         self._emitter = emitter
         self._registry = registry
         self._counters = counters
         self._clock = clock
         self._close_with = close_with
+        self._transport = transport
+        self._settings = settings
+        self._accepted = Accepted(settings)
+        self._verifier = Verifier(self._accepted)
+        self._tunnels: set[str] = set()
+        """Clients whose credentials came with a CONNECT: what their requests inside it carry is for nobody."""
 
-    def client_connected(self, client: connection.Client) -> None:
-        try:
-            if self.loopback_only and not _is_local(client):
-                client.error = "only clients on this machine are served (no listen_host was given)"
-        except Exception as error:  # noqa: BLE001 - fail closed
-            client.error = "access control failed"
-            self._counters.hook_failed("access", error)
+    @property
+    def settings(self) -> CaptureSettings:
+        return self._settings
 
-    def http_connect(self, flow: http.HTTPFlow) -> None:
-        self._check(flow)
-        if flow.error is not None:
-            self._registry.refused.discard(flow.id)  # cut: no hook comes that would forget it
+    @settings.setter
+    def settings(self, settings: CaptureSettings) -> None:
+        """From now on only what `settings` accept counts, also for the connections that are open: those that were
+        let in by something else are closed, tunnels and WebSockets included."""
+        asked_before = self._settings.auth_required
+        accepted, self._settings = Accepted(settings), settings
+        if accepted.identities != self._accepted.identities:
+            self._accepted = accepted
+            self._verifier.use(accepted)
+        for state in list(self._registry.clients.values()) if settings.auth_required else ():
+            was_let_in = bool(state.authenticated) or not asked_before
+            if was_let_in and state.authenticated not in accepted.identities and not _needs_none(state.conn):
+                self._revoke(state)
 
-    def requestheaders(self, flow: http.HTTPFlow) -> None:
-        self._check(flow)
+    def http_connect(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        waiting = self._check(flow)
+        if waiting is not None:
+            return self._after(waiting, flow)
+        self._forget_cut(flow)
+        return None
 
-    def _check(self, flow: http.HTTPFlow) -> None:
+    def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        return self._check(flow)
+
+    def http_connected(self, flow: http.HTTPFlow) -> None:
+        if self._settings.auth_required:
+            self._tunnels.add(flow.client_conn.id)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        self._tunnels.discard(client.id)
+
+    def done(self) -> None:
+        self._verifier.close()
+
+    def _check(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         try:
             # Taken off in every case: what is not checked here must not reach the upstream either.
-            given = flow.request.headers.pop(HEADER, None)
-            if not self.settings.auth_required or flow.is_replay:
-                return
+            header = _take(flow.request.headers)
+            if not self._settings.auth_required or flow.is_replay or _needs_none(flow.client_conn):
+                return None
             client = self._registry.client(flow.client_conn)
-            if client.authenticated:
-                return
-            self._decide(flow, client, given)
+            if client.authenticated and (header is None or flow.client_conn.id in self._tunnels):
+                return None
+            given = parse(header)
+            outcome = self._verifier.at_once(given)
+            if outcome is None:
+                return self._verify(flow, client, given)
+            self._conclude(flow, client, given, outcome)
         except Exception as error:  # noqa: BLE001 - fail closed
-            self._counters.hook_failed("access", error)
-            self._refuse(flow)
+            self._failed(flow, error)
+        return None
 
-    def _decide(self, flow: http.HTTPFlow, client: ClientState, given: str | None) -> None:
-        username, reason = check(given, self.settings.auth_token)
-        if not reason:
-            client.authenticated = True
-        else:
+    async def _verify(self, flow: http.HTTPFlow, client: ClientState, given: Given) -> None:
+        try:
+            with self._held(flow.client_conn):
+                outcome = await self._verifier.verify(given, client_key(flow.client_conn.peername[0]))
+            self._conclude(flow, client, given, outcome)
+        except asyncio.CancelledError:
             self._refuse(flow)
+            raise
+        except Exception as error:  # noqa: BLE001 - fail closed
+            self._failed(flow, error)
+
+    async def _after(self, waiting: Awaitable[None], flow: http.HTTPFlow) -> None:
+        await waiting
+        self._forget_cut(flow)
+
+    def _conclude(self, flow: http.HTTPFlow, client: ClientState, given: Given, outcome: Outcome) -> None:
+        known = bool(client.authenticated)
+        if outcome.identity:
+            client.authenticated = outcome.identity
+            if known:
+                return  # told once a connection
+        else:
+            self._refuse(flow, throttled=outcome.throttled)
+        self._tell(client, given.shown, outcome.reason)
+
+    def _tell(self, client: ClientState, username: str, reason: str) -> None:
         self._emitter.write(
             AuthAttempted(
                 **self._emitter.terminal(self._clock.time_us()),
@@ -104,39 +160,50 @@ class Access:
         )
         self._counters["auth_refused" if reason else "auth_accepted"] += 1
 
-    def _refuse(self, flow: http.HTTPFlow) -> None:
+    def _failed(self, flow: http.HTTPFlow, error: Exception) -> None:
+        self._counters.hook_failed("access", error)
+        self._refuse(flow)
+
+    def _refuse(self, flow: http.HTTPFlow, *, throttled: bool = False) -> None:
         self._registry.refused.add(flow.id)
         flow.request.stream = False  # mitmproxy cannot stream the body of an answered request: it would hang
         length = content_length(flow.request.headers)
         unbounded = length is None and "transfer-encoding" in flow.request.headers
         if unbounded or (length is not None and length > BUFFER_AT_MOST):
             flow.kill()
-            self._close_with(flow.client_conn, _refusal_bytes())
-        else:
-            flow.response = _refusal()
+            self._close_with(flow.client_conn, answer(*_refusal(throttled=throttled)))
+            return
+        status, text, *fields = _refusal(throttled=throttled)
+        flow.response = http.Response.make(status, f"{text}\n", {"Content-Type": "text/plain"})
+        for field in fields:
+            name, _, value = field.partition(": ")
+            flow.response.headers.add(name, value)
 
+    def _forget_cut(self, flow: http.HTTPFlow) -> None:
+        if flow.error is not None:
+            self._registry.refused.discard(flow.id)  # cut: no hook comes that would forget it
 
-def check(given: str | None, token: str) -> tuple[str, str]:
-    """The user name of Basic credentials, and why they are refused ("" when they are not).
+    def _revoke(self, state: ClientState) -> None:
+        state.authenticated = b""
+        self._tell(state, "", "its credentials are accepted no more")
+        self._counters["revoked_clients"] += 1
+        cut(self._transport, state.conn, "credentials revoked")
 
-    `Bearer <token>`, or Basic with any user name and the token as password.
-    """
-    if not given:
-        return "", "no credentials"
-    scheme, _, value = given.strip().partition(" ")
-    match scheme.lower():
-        case "bearer":
-            return "", "" if _equal(value.strip(), token) else "wrong token"
-        case "basic":
-            try:
-                decoded = b64decode(value.strip(), validate=True).decode("utf-8", "surrogateescape")
-            except ValueError:
-                return "", "malformed Basic credentials"
-            username, colon, password = decoded.partition(":")
-            shown = username.encode("utf-8", "replace").decode()[:200]
-            return shown, "" if colon and _equal(password, token) else "wrong password"
-        case _:
-            return "", f"unsupported scheme {scheme[:20]!r}"
+    @contextmanager
+    def _held(self, client: connection.Client) -> Generator[None]:
+        """Reads nothing from a client while its credentials are hashed: mitmproxy would keep what it sends."""
+        io = self._transport(client)
+        transport = getattr(io.writer, "transport", None) if io is not None else None
+        if transport is None:
+            yield
+            return
+        with suppress(RuntimeError):  # it is closing
+            transport.pause_reading()
+        try:
+            yield
+        finally:
+            with suppress(RuntimeError):
+                transport.resume_reading()
 
 
 def check_listeners(settings: CaptureSettings, modes: list[str], listen_host: str) -> None:
@@ -146,7 +213,7 @@ def check_listeners(settings: CaptureSettings, modes: list[str], listen_host: st
     """
     for text in modes:
         mode = mode_specs.ProxyMode.parse(text)
-        if isinstance(mode, _SELF_AUTHENTICATED):
+        if isinstance(mode, SELF_AUTHENTICATED):
             continue
         if settings.auth_required and not isinstance(mode, mode_specs.RegularMode | mode_specs.UpstreamMode):
             raise ConfigurationError(
@@ -162,35 +229,23 @@ def check_listeners(settings: CaptureSettings, modes: list[str], listen_host: st
             logger.warning("listening on %s without authentication: anybody who reaches it may use this proxy", host)
 
 
-@functools.cache
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+def _take(headers: http.Headers) -> str | None:
+    """The credentials, which are then gone from the head."""
+    for name, _ in headers.fields:
+        if len(name) == len(HEADER) and name.lower() == HEADER:
+            given: str = headers.pop(HEADER.decode())
+            return given
+    return None
 
 
-def _is_local(client: connection.Client) -> bool:
-    return isinstance(client.proxy_mode, _SELF_AUTHENTICATED) or is_loopback(client.peername[0])
+def _needs_none(client: connection.Client) -> bool:
+    return isinstance(client.proxy_mode, SELF_AUTHENTICATED)
 
 
-def _equal(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode("utf-8", "surrogateescape"))
-
-
-def _refusal() -> http.Response:
-    response = http.Response.make(407, b"Proxy authentication required\n", {"Content-Type": "text/plain"})
-    for challenge in CHALLENGES:
-        response.headers.add("Proxy-Authenticate", challenge)
-    return response
-
-
-def _refusal_bytes() -> bytes:
-    response = _refusal()
-    response.headers["Connection"] = "close"
-    head = b"HTTP/1.1 407 Proxy Authentication Required\r\n"
-    return head + bytes(response.headers) + b"\r\n" + (response.raw_content or b"")
+def _refusal(*, throttled: bool) -> tuple[HTTPStatus, str, *tuple[str, ...]]:
+    """Status, text and fields. 429 says that the credentials were not looked at, so no browser drops them."""
+    if throttled:
+        text = "Too many failed attempts to authenticate; try again in a moment"
+        return HTTPStatus.TOO_MANY_REQUESTS, text, f"Retry-After: {RETRY_AFTER}"
+    fields = [f"Proxy-Authenticate: {challenge}" for challenge in CHALLENGES]
+    return HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, "Proxy authentication required", *fields

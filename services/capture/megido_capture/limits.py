@@ -1,18 +1,18 @@
 """The addon that bounds how many clients are served at a time, and how long one may take to send a head."""
 
-import asyncio
 import logging
 import resource
 import time
 from collections import Counter
 from collections.abc import Callable
+from http import HTTPStatus
 
 from mitmproxy import connection, http, tcp
 from mitmproxy.proxy import mode_specs, server_hooks
-from mitmproxy.proxy.server import ConnectionIO
 
 from megido_capture.counters import Counters, contained
-from megido_capture.flows import plain_ip
+from megido_capture.farewell import Farewell, cut
+from megido_capture.gate import client_key
 from megido_capture.settings import CaptureSettings
 from megido_capture.state import Registry
 
@@ -21,18 +21,13 @@ logger = logging.getLogger(__name__)
 IDLE = 1.0
 """Seconds without a byte and without a flow after which a connection gives its place to a new client."""
 
-LINGER = 2.0
-MAX_LINGERING = 100
-"""So many refused clients are waited for, each so long, to read their request: closed at once, its connection would
-be reset and the 503 lost. Further ones are closed at once."""
-
 FILES_PER_CLIENT = 2
 FILES_BESIDE = 200
 """Journal, segments, metrics, bus and what else is open beside the clients."""
 
 
 class Limits:
-    """Stands first. A connection over a limit takes the place of the one that is idle longest, if one is: the limits
+    """A connection over a limit takes the place of the one that is idle longest, if one is: the limits
     are on clients that have something in flight."""
 
     name = "megido-limits"
@@ -43,13 +38,13 @@ class Limits:
         registry: Registry,
         counters: Counters,
         *,
-        transport: Callable[[connection.Client], ConnectionIO | None],
+        farewell: Farewell,
         silent_for: Callable[[connection.Client], float],
     ) -> None:
         self.settings = settings
         self.counters = counters
         self._registry = registry
-        self._transport = transport
+        self._farewell = farewell
         self._silent_for = silent_for
         self._open: dict[str, connection.Client] = {}
         self._by_address: Counter[str] = Counter()
@@ -57,14 +52,16 @@ class Limits:
         """Clients with a WebSocket, a raw tunnel, or a connection that is being opened for them."""
         self._heads: dict[str, tuple[connection.Client, float]] = {}
         """Clients whose head has begun and not ended, and since when."""
-        self._lingering = 0
 
     async def client_connected(self, client: connection.Client) -> None:
+        if client.error:
+            return  # refused for its address
         try:
             why = self._admit(client)
             if why:
                 client.error = why
-                await self._refuse(client, why)
+                text = f"Megido serves no more clients now: {why}."
+                await self._farewell.say(client, HTTPStatus.SERVICE_UNAVAILABLE, text, "Retry-After: 1")
         except Exception as error:  # noqa: BLE001 - a limit that fails must not stop the traffic
             self.counters.hook_failed("client_connected", error)
 
@@ -119,7 +116,7 @@ class Limits:
 
     def _admit(self, client: connection.Client) -> str:
         """Empty, or why the client is refused."""
-        address = plain_ip(client.peername[0])
+        address = client_key(client.peername[0])
         mine, total = self.settings.max_clients_per_address, self.settings.max_concurrent_clients
         if mine and self._by_address[address] >= mine and not self._make_room(address):
             self.counters["refused_clients_address"] += 1
@@ -137,7 +134,7 @@ class Limits:
         """Closes the connection that is idle longest. False when none is."""
         longest, found = IDLE, None
         for client in self._open.values():
-            if self._busy[client.id] or (address and plain_ip(client.peername[0]) != address):
+            if self._busy[client.id] or (address and client_key(client.peername[0]) != address):
                 continue
             state = self._registry.clients.get(client.id)
             if state is not None and not state.flows and (silent := self._silent_for(client)) >= longest:
@@ -148,38 +145,14 @@ class Limits:
         self._forget(found)
         return True
 
-    async def _refuse(self, client: connection.Client, why: str) -> None:
-        io = self._transport(client)
-        if io is None or not isinstance(io.reader, asyncio.StreamReader) or self._lingering >= MAX_LINGERING:
-            return
-        assert isinstance(io.writer, asyncio.StreamWriter)
-        body = f"Megido serves no more clients now: {why}.\n".encode()
-        head = (
-            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            b"Retry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-        )
-        self._lingering += 1
-        try:
-            async with asyncio.timeout(LINGER):
-                if (await io.reader.read(65535))[:1].isalpha():  # neither TLS nor SOCKS
-                    io.writer.write(head + body)
-                    io.writer.write_eof()
-                    while await io.reader.read(65535):
-                        pass
-        except (TimeoutError, OSError):
-            pass
-        finally:
-            self._lingering -= 1
-
     def _close(self, client: connection.Client) -> bool:
-        io = self._transport(client)
-        return io is not None and io.handler is not None and io.handler.cancel("limit")
+        return cut(self._farewell.transport, client, "limit")
 
     def _forget(self, client: connection.Client) -> None:
         self._heads.pop(client.id, None)
         self._busy.pop(client.id, None)
         if self._open.pop(client.id, None) is not None:
-            address = plain_ip(client.peername[0])
+            address = client_key(client.peername[0])
             self._by_address[address] -= 1
             if not self._by_address[address]:
                 del self._by_address[address]

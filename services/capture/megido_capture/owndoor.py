@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from mitmproxy.proxy import server_hooks
 
-from megido_capture.access import is_loopback
+from megido_capture.gate import is_loopback
 
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")  # noqa: S104 - as a destination they lead to this machine
 _RESOLVE_SECONDS = 5.0

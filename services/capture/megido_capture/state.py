@@ -15,6 +15,7 @@ from megido_capture.settings import CaptureSettings
 from megido_shared.events import NO_PEER, Peer, Timing
 
 if TYPE_CHECKING:
+    from megido_capture.staticcache import Fetch
     from megido_capture.tee import Tee
 
 
@@ -25,7 +26,8 @@ class ClientState:
 
     def __init__(self, conn: connection.Client) -> None:
         self.conn = conn
-        self.authenticated = False
+        self.authenticated = b""
+        """The identity of the credential that it was let in by, if it was asked for one."""
         self.tls_failure: str = ""
         self.tls_target: tuple[str, int] | None = None
         self.failures: list[ServerFailure] = []
@@ -110,8 +112,10 @@ class FlowState:
     __slots__ = (
         "active",
         "announced",
+        "cached",
         "client",
         "cut",
+        "fetch",
         "first_byte",
         "flow",
         "flow_id",
@@ -141,6 +145,8 @@ class FlowState:
         self.request_tee: Tee | None = None
         self.response_tee: Tee | None = None
         self.rules: tuple[int, ...] = ()
+        self.cached = False
+        self.fetch: Fetch | None = None
 
     def timing(self, now: float, steps: tuple[int, int]) -> Timing:
         return Timing(

@@ -8,7 +8,10 @@ import pytest
 from mitmproxy.connection import Client
 from mitmproxy.test import tflow
 
-from megido_capture.access import Access, check, check_listeners, is_loopback
+from megido_capture.access import Access, check_listeners
+from megido_capture.credentials import Accepted, parse
+from megido_capture.farewell import Farewell
+from megido_capture.gate import AddressGate, is_loopback
 from megido_capture.owndoor import OwnDoor
 from megido_capture.settings import CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
@@ -40,9 +43,10 @@ def basic(text: str) -> str:
         (b"Basic \xff".decode("latin-1"), "", False),
     ],
 )
-def test_check(given: str | None, username: str, accepted: bool) -> None:
-    found, reason = check(given, TOKEN)
-    assert (found, not reason) == (username, accepted)
+def test_a_plain_token(given: str | None, username: str, accepted: bool) -> None:
+    found = parse(given)
+    right = Accepted(CaptureSettings(auth_token=TOKEN)).compare(found)
+    assert (found.shown, not found.problem and bool(right)) == (username, accepted)
 
 
 class Broken(dict[str, Any]):
@@ -53,7 +57,15 @@ class Broken(dict[str, Any]):
 def access(parts: Parts, closed: list[bytes] | None = None, **settings: Any) -> Access:
     made = CaptureSettings(auth_required=True, auth_token=TOKEN, **settings)
     close_with = lambda client, data: (closed if closed is not None else []).append(data)  # noqa: E731
-    return Access(parts.emitter, parts.registry, parts.counters, parts.clock, made, close_with=close_with)
+    return Access(
+        parts.emitter,
+        parts.registry,
+        parts.counters,
+        parts.clock,
+        made,
+        close_with=close_with,
+        transport=lambda client: None,
+    )
 
 
 @pytest.mark.parametrize("hook", ["http_connect", "requestheaders"])
@@ -91,11 +103,20 @@ def test_a_refused_tunnel_that_was_cut_is_not_remembered() -> None:
     ("peer", "served"),
     [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.1", False), ("::ffff:10.0.0.1", False)],
 )
-def test_only_this_machine_while_nobody_named_a_host(peer: str, served: bool) -> None:
-    guard = access(Parts())
-    guard.loopback_only = True
+async def test_only_this_machine_while_nobody_named_a_host(peer: str, served: bool) -> None:
+    parts = Parts()
+    guard = AddressGate(
+        parts.emitter,
+        parts.registry,
+        parts.counters,
+        parts.clock,
+        CaptureSettings(),
+        farewell=Farewell(lambda client: None),
+        loopback_only=True,
+    )
     client = Client(peername=(peer, 1), sockname=("", 0))
-    guard.client_connected(client)
+    if (saying := guard.client_connected(client)) is not None:
+        await saying
     assert (client.error is None) is served
 
 
