@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mitmproxy import exceptions
 from mitmproxy.proxy import mode_specs
@@ -17,8 +17,13 @@ from megido_capture.addon import HELP, MegidoAddon, certificate
 from megido_capture.flags import options_of, parser
 from megido_capture.limits import raise_open_files
 from megido_capture.master import CaptureMaster
+from megido_capture.workers.figures import GroupFigures
+from megido_capture.workers.group import Group
+from megido_capture.workers.plan import planned
+from megido_capture.workers.ports import reserve, share_ports
+from megido_capture.workers.worker import Report, Serving, Share
 from megido_shared.errors import ConfigurationError
-from megido_shared.ops import OpsServer
+from megido_shared.ops import OpsServer, Ready
 from megido_shared.service import guard, setup_logging, stop_on_signals
 
 BUSY_OBJECTS = 50_000
@@ -30,35 +35,89 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str], env: Mapping[str, str]) -> int:
+    arguments = _arguments(argv)
+    serve = _serve_group(argv, arguments, env) if arguments.workers > 1 else _serve(arguments, env)
+    asyncio.run(serve)
+    return 0
+
+
+def serve_share(share: Share, argv: list[str], env: Mapping[str, str], report: Callable[[Report], None]) -> None:
+    """What one of several workers does. Raises MegidoError."""
+    arguments = _arguments(argv)
+    arguments.mode, arguments.listen_port = share.modes, share.listen_port
+    arguments.metrics_port, arguments.forwarder = 0, False
+    share_ports()
+    asyncio.run(_serve(arguments, env, workers=share.workers, ready=report))
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser(HELP).parse_args(argv)
     setup_logging()
     # What mitmproxy says about each connection and stream is traffic, not the service's log.
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
     logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)  # we say it in one line
-    asyncio.run(_serve(arguments, env))
-    return 0
+    return arguments
 
 
-async def _serve(arguments: argparse.Namespace, env: Mapping[str, str]) -> None:
+async def _serve_group(argv: list[str], arguments: argparse.Namespace, env: Mapping[str, str]) -> None:
+    stop = stop_on_signals()
+    modes = arguments.mode or ["regular"]
+    _check_modes(modes)
+    reserved = reserve(modes, arguments.listen_host, arguments.listen_port)
+    share = Share(arguments.workers, reserved.modes, reserved.listen_port)
+    group = Group(planned(share, argv, arguments, env))
+    registry = CollectorRegistry()
+    registry.register(GroupFigures(group.serving, lambda: sum(worker.restarts for worker in group.workers)))
+    ops = _ops(registry, group.missing, arguments.metrics_port)
+
+    def announce(serving: list[Serving]) -> None:
+        nodes = ", ".join(worker.node for worker in serving)
+        _announce(str(reserved), f"{len(serving)} workers ({nodes})", serving[0].certificate, ops.port)
+
+    try:
+        await group.serve(stop, announce)
+    finally:
+        ops.close()
+        reserved.close()
+
+
+async def _serve(
+    arguments: argparse.Namespace,
+    env: Mapping[str, str],
+    *,
+    workers: int = 1,
+    ready: Callable[[Report], None] | None = None,
+) -> None:
+    """`workers` is how many share the port and the limits; `ready` is told instead of whoever reads our output."""
     stop = stop_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     modes = arguments.mode or ["regular"]
     _check_modes(modes)
-    addon = MegidoAddon(env, hosted=False)
+    addon = MegidoAddon(env, hosted=False, workers=workers)
     master = CaptureMaster(addon, modes, fast=arguments.fastpath)
     _configure(master, arguments, modes)
-    ready: list[str] = ["the proxy does not listen yet"]
+    missing: list[str] = ["the proxy does not listen yet"]
     registry = CollectorRegistry()
     assert addon.node is not None
-    raise_open_files(addon.node.settings.max_concurrent_clients)
+    raise_open_files(-(-addon.node.settings.max_concurrent_clients // workers))
     registry.register(addon.node.figures)
-    ops = _ops(registry, ready, arguments.metrics_port)
+    ops = _ops(registry, lambda: missing, arguments.metrics_port)
+
+    def serving() -> None:
+        missing.clear()
+        assert addon.node is not None
+        node, trusted = addon.node, str(certificate(master.options.confdir))
+        if ready is None:
+            _announce(node.listening(), f"node {node.journal.node}", trusted, ops.port)
+        else:
+            ready(Serving(node.journal.node, ops.port, trusted))
+
     try:
         # Until here everything made stays: collections need not look at it again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(BUSY_OBJECTS, 20, 100)
-        await master.serve(stop, lambda: _ready(master, ready, ops))
+        await master.serve(stop, serving)
     finally:
         ops.close()
 
@@ -81,22 +140,18 @@ def _check_modes(modes: list[str]) -> None:
             raise ConfigurationError(f"mode {mode!r} is none of mitmproxy's: {error}") from None
 
 
-def _ops(registry: CollectorRegistry, ready: list[str], port: int) -> OpsServer:
+def _ops(registry: CollectorRegistry, ready: Ready, port: int) -> OpsServer:
     try:
-        return OpsServer(registry, lambda: ready, port=port)
+        return OpsServer(registry, ready, port=port)
     except OSError as error:
         raise ConfigurationError(
             f"metrics port {port} cannot be bound ({error.strerror}); try --metrics-port 0"
         ) from None
 
 
-def _ready(master: CaptureMaster, ready: list[str], ops: OpsServer) -> None:
-    ready.clear()
-    node = master.capture.node
-    assert node is not None
+def _announce(listening: str, who: str, trusted: str, metrics_port: int) -> None:
     sys.stdout.write(
-        f"megido capture: proxy on {node.listening()}, node {node.journal.node}, "
-        f"certificate {certificate(master.options.confdir)}, metrics on 127.0.0.1:{ops.port}\n"
+        f"megido capture: proxy on {listening}, {who}, certificate {trusted}, metrics on 127.0.0.1:{metrics_port}\n"
     )
     sys.stdout.flush()
 

@@ -50,11 +50,12 @@ class MegidoAddon:
 
     name = "megido"
 
-    def __init__(self, env: Mapping[str, str] = os.environ, *, hosted: bool = True) -> None:
+    def __init__(self, env: Mapping[str, str] = os.environ, *, hosted: bool = True, workers: int = 1) -> None:
         self.node: Node | None = None
         self.addons: list[Any] = []
         self._env = env
         self._hosted = hosted
+        self._workers = workers
         self._rebind = False
         self._begun = False
         self._fixed: dict[str, Any] = {}
@@ -94,7 +95,11 @@ class MegidoAddon:
             options.update(listen_host="127.0.0.1")
         self._rebind = self._hosted and unbound
         place = Place(
-            common=common, name=options.megido_node, forwarder=options.megido_forwarder, loopback_only=self._rebind
+            common=common,
+            name=options.megido_node,
+            forwarder=options.megido_forwarder,
+            loopback_only=self._rebind,
+            workers=self._workers,
         )
         proxyserver = ctx.master.addons.get("proxyserver")
         assert isinstance(proxyserver, Proxyserver)

@@ -7,6 +7,8 @@ from typing import Any
 from megido_capture.settings import JOURNAL_POLICIES, NAMES, CaptureSettings
 
 METRICS_PORT = 9490
+MAX_WORKERS = 64
+"""More than a machine has use for: each takes about 100 MB."""
 _METAVAR = {"api_url": "URL", "journal_cap": "SIZE"}
 _CHOICES = {"journal_policy": JOURNAL_POLICIES}
 _PLACE = {
@@ -27,6 +29,9 @@ def parser(help_of: dict[str, str]) -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--mode", action="append", help="mitmproxy's mode: regular, upstream:URL, reverse:URL, socks5, ... Repeatable."
+    )
+    made.add_argument(
+        "--workers", type=_workers, default=1, metavar="N", help="Processes that share the port. Default: %(default)s."
     )
     for name in NAMES:
         _add_option(made, name, help_of[name])
@@ -50,6 +55,13 @@ def parser(help_of: dict[str, str]) -> argparse.ArgumentParser:
         "--set", dest="options", action="append", default=[], metavar="NAME=VALUE", help="Any option of mitmproxy."
     )
     return made
+
+
+def _workers(text: str) -> int:
+    """Raises ValueError, of which argparse says "invalid _workers value", or its own error, which says more."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_WORKERS}")
+    return int(text)
 
 
 def _add_option(made: argparse.ArgumentParser, name: str, text: str) -> None:

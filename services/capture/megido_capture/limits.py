@@ -40,8 +40,11 @@ class Limits:
         *,
         farewell: Farewell,
         silent_for: Callable[[connection.Client], float],
+        workers: int = 1,
     ) -> None:
         self.settings = settings
+        self.workers = workers
+        """So many processes share the limits: each has its part, rounded up."""
         self.counters = counters
         self._registry = registry
         self._farewell = farewell
@@ -117,7 +120,8 @@ class Limits:
     def _admit(self, client: connection.Client) -> str:
         """Empty, or why the client is refused."""
         address = client_key(client.peername[0])
-        mine, total = self.settings.max_clients_per_address, self.settings.max_concurrent_clients
+        mine = -(-self.settings.max_clients_per_address // self.workers)
+        total = -(-self.settings.max_concurrent_clients // self.workers)
         if mine and self._by_address[address] >= mine and not self._make_room(address):
             self.counters["refused_clients_address"] += 1
             return f"{mine} clients from {address} are busy already (max_clients_per_address)"

@@ -52,12 +52,14 @@ DRAIN = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a node runs: data directory and bus, its name, and whether it has a forwarder of its own."""
+    """Where a node runs: data directory and bus, its name, whether it has a forwarder of its own, and how many
+    processes share its port and with it the limits on clients."""
 
     common: Common
     name: str = "capture"
     forwarder: bool = True
     loopback_only: bool = False
+    workers: int = 1
 
 
 class Node:
@@ -124,7 +126,12 @@ class Node:
             else None
         )
         self.limits = Limits(
-            settings, self.registry, self.counters, farewell=farewell, silent_for=self._silent_for
+            settings,
+            self.registry,
+            self.counters,
+            farewell=farewell,
+            silent_for=self._silent_for,
+            workers=place.workers,
         )
         self.addons: list[Any] = [
             self.gate,  # before anything of a client is counted

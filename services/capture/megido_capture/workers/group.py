@@ -1,0 +1,201 @@
+"""The parent of the workers: starts them, starts a dead one again, ends them all."""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from megido_capture.workers.worker import Refused, Report, Serving, Share
+from megido_shared.bus.forwarder_child import ForwarderChild
+from megido_shared.errors import ConfigurationError, MegidoError
+
+logger = logging.getLogger(__name__)
+
+STEADY = 5.0
+"""A worker that served so long starts again at once, as often as it takes."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+GIVE_UP = 5
+"""Starts in a row that failed, of every worker, after which there is no use in trying."""
+
+END_WORKERS = 11.5
+"""Seconds for the ten that open flows get, and the rest of a worker's end. With the forwarder's it is within 15."""
+
+ALL_GONE = 14.5
+FORWARDER_TICK = 1.0
+
+
+class Worker:
+    """One of the processes, in all its lives."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: asyncio.subprocess.Process | None = None
+        self.serving: Serving | None = None
+        self.served_since = 0.0
+        self.refused: Refused | None = None
+        self.failures = 0
+        self.restarts = 0
+
+    def pause(self) -> float:
+        """Call when it has ended: seconds before its next start."""
+        steady = self.served_since and time.monotonic() - self.served_since >= STEADY
+        self.failures = 0 if steady else self.failures + 1
+        self.served_since = 0.0
+        self.restarts += 1
+        return min(FIRST_PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE) if self.failures else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`arguments` are those of the parent, which the workers read again. `forwarder` is None where something else
+    ships the journals."""
+
+    share: Share
+    arguments: Sequence[str]
+    env: Mapping[str, str]
+    forwarder: ForwarderChild | None
+
+
+class Group:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._stop = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._all_serve = asyncio.Event()
+        self.workers = [Worker(number) for number in range(plan.share.workers)]
+
+    def serving(self) -> list[Serving]:
+        found = [worker.serving for worker in self.workers if worker.serving is not None]
+        return sorted(found, key=lambda serving: serving.node)
+
+    def missing(self) -> list[str]:
+        """For `/readyz`, in another thread."""
+        serving = len(self.serving())
+        return [] if serving == len(self.workers) else [f"{serving} of {len(self.workers)} workers serve"]
+
+    async def serve(self, stop: asyncio.Event, ready: Callable[[list[Serving]], None]) -> None:
+        """Until `stop`; calls `ready` once, when all serve. Raises MegidoError when none can; no process is left
+        behind in any case."""
+        keeping = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
+        beside = [asyncio.create_task(self._announce(ready))]
+        if self._plan.forwarder is not None:
+            beside.append(asyncio.create_task(self._forward(self._plan.forwarder)))
+        stopped = asyncio.create_task(stop.wait())
+        first: list[asyncio.Future[Any]] = [stopped, self._failed, *keeping]
+        try:
+            done, _ = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:
+                ended.result()
+        finally:
+            for task in [stopped, *beside]:
+                task.cancel()
+            await self._end(keeping)
+
+    async def _keep(self, worker: Worker) -> None:
+        """One worker, life after life."""
+        while not self._stop.is_set():
+            worker.refused = None
+            code = await self._life(worker)
+            pause = worker.pause()
+            if self._stop.is_set() or self._failed.done():
+                return
+            if (error := self._hopeless(worker, code)) is not None:
+                self._failed.set_exception(error)
+                return
+            logger.warning("worker %d ended (%s) and is started again", worker.number, _how(worker, code))
+            await _wait(self._stop, pause)
+
+    async def _life(self, worker: Worker) -> int:
+        """Returns its exit code."""
+        share = msgspec.json.encode(self._plan.share).decode()
+        worker.process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "megido_capture.workers.worker", share, *self._plan.arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=dict(self._plan.env),
+            preexec_fn=_leave_interrupts_to_parent,
+        )
+        assert process.stdout is not None
+        if self._stop.is_set():
+            process.terminate()
+        try:
+            async for line in process.stdout:
+                self._told(worker, line)
+            return await process.wait()
+        finally:
+            worker.serving = None
+
+    def _told(self, worker: Worker, line: bytes) -> None:
+        match msgspec.json.decode(line, type=Report.__value__):
+            case Serving() as serving:
+                worker.serving, worker.served_since = serving, time.monotonic()
+                logger.info("worker %d serves as %s", worker.number, serving.node)
+                if not self.missing():
+                    self._all_serve.set()
+            case Refused() as refused:
+                worker.refused = refused
+
+    def _hopeless(self, worker: Worker, code: int) -> MegidoError | None:
+        """Why nothing is left to try. What a worker refuses before the group ever served, a start again would not
+        mend."""
+        if worker.refused is not None and not self._all_serve.is_set():
+            kind = ConfigurationError if worker.refused.exit_code == ConfigurationError.exit_code else MegidoError
+            return kind(worker.refused.message)
+        if self.serving() or any(other.failures < GIVE_UP for other in self.workers):
+            return None
+        return MegidoError(f"no worker can be started; the last one ended with {_how(worker, code)}")
+
+    async def _announce(self, ready: Callable[[list[Serving]], None]) -> None:
+        await self._all_serve.wait()
+        ready(self.serving())
+
+    async def _forward(self, forwarder: ForwarderChild) -> None:
+        await self._all_serve.wait()
+        while True:
+            forwarder.tick(time.monotonic())
+            await asyncio.sleep(FORWARDER_TICK)
+
+    async def _end(self, keeping: list[asyncio.Task[None]]) -> None:
+        """SIGTERM to all, SIGKILL to those that do not end; the forwarder last, for what they wrote last."""
+        self._stop.set()
+        began = time.monotonic()
+        self._signal(signal.SIGTERM)
+        _, late = await asyncio.wait(keeping, timeout=END_WORKERS)
+        if late:
+            logger.warning("%d workers did not end in time and are killed", len(late))
+            self._signal(signal.SIGKILL)
+            await asyncio.wait(late)
+        if self._plan.forwarder is not None:
+            left = ALL_GONE - (time.monotonic() - began)
+            await asyncio.to_thread(self._plan.forwarder.stop, min(left, 3.5))
+
+    def _signal(self, number: int) -> None:
+        for worker in self.workers:
+            if worker.process is not None and worker.process.returncode is None:
+                worker.process.send_signal(number)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _how(worker: Worker, code: int) -> str:
+    if worker.refused is not None:
+        return worker.refused.message
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _leave_interrupts_to_parent() -> None:
+    """In the worker before it begins: Ctrl-C reaches every process of a terminal, and the parent passes it on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
