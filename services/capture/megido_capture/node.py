@@ -17,6 +17,7 @@ from mitmproxy.proxy.server import ConnectionIO
 from megido_capture import recovery
 from megido_capture.access import Access
 from megido_capture.backpressure import Backpressure
+from megido_capture.cache import Cache
 from megido_capture.connections import Connections
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
@@ -133,6 +134,7 @@ class Node:
             silent_for=self._silent_for,
             workers=place.workers,
         )
+        self.cache = Cache(self.registry, self.counters, settings)
         self.addons: list[Any] = [
             self.gate,  # before anything of a client is counted
             self.limits,
@@ -144,6 +146,7 @@ class Node:
             _Before(recorder),
             *([self.backpressure] if settings.journal_policy == "block" else []),
             Rules(self.rule_set, self.registry, self.counters),
+            self.cache,  # behind what changes a request, before what streams and records a response
             Streaming(emitter, self.registry, recorder, self.counters, self._must_buffer),
             recorder,
         ]
@@ -158,6 +161,7 @@ class Node:
         self.gate.apply(settings)
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.keep = Keep.of(settings)
+        self.cache.apply(settings)
         self.journal.cap_bytes = settings.journal_cap_bytes
         self.backpressure.seconds = settings.journal_wait
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled

@@ -91,7 +91,7 @@ class Recorder:
                 request = fields["request"]
                 body = msgspec.structs.replace(request.body, truncated=True)
                 fields["request"] = msgspec.structs.replace(request, body=body)
-            self._emitter.write(FlowCompleted(**fields))
+            self._emitter.write(FlowCompleted(**fields, cached=state.cached))
             self.counters["completed"] += 1
 
     def announce(self, state: FlowState) -> None:

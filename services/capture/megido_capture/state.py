@@ -15,6 +15,7 @@ from megido_capture.settings import CaptureSettings
 from megido_shared.events import NO_PEER, Peer, Timing
 
 if TYPE_CHECKING:
+    from megido_capture.staticcache import Fetch
     from megido_capture.tee import Tee
 
 
@@ -111,8 +112,10 @@ class FlowState:
     __slots__ = (
         "active",
         "announced",
+        "cached",
         "client",
         "cut",
+        "fetch",
         "first_byte",
         "flow",
         "flow_id",
@@ -142,6 +145,8 @@ class FlowState:
         self.request_tee: Tee | None = None
         self.response_tee: Tee | None = None
         self.rules: tuple[int, ...] = ()
+        self.cached = False
+        self.fetch: Fetch | None = None
 
     def timing(self, now: float, steps: tuple[int, int]) -> Timing:
         return Timing(
