@@ -253,7 +253,11 @@ class AuthAttempted(Event, tag="AuthAttempted", kw_only=True, frozen=True):
 
 
 class NodeStatus(Event, tag="NodeStatus", kw_only=True, frozen=True):
-    """A node's heartbeat: its state, what configuration it applies, and its counters since its start."""
+    """A node's heartbeat: its state, what configuration it applies, and its counters since its start.
+
+    `config_error` says why a published configuration is not applied. `pinned` are the fields of the configuration
+    that its start decided, with their values (of a secret: "set").
+    """
 
     state: Literal["started", "running", "stopping"]
     service: str = "capture"
@@ -265,6 +269,7 @@ class NodeStatus(Event, tag="NodeStatus", kw_only=True, frozen=True):
     pinned: dict[str, str] = {}
     counters: dict[str, int] = {}
     captured: int = 0
+    config_error: str = ""
 
 
 class ReplayFlows(Event, tag="ReplayFlows", kw_only=True, frozen=True):

@@ -13,6 +13,7 @@ from mitmproxy.proxy import mode_specs
 
 from megido_capture import authority
 from megido_capture.access import check_listeners
+from megido_capture.liveconfig import Start
 from megido_capture.node import Node, Place
 from megido_capture.settings import CONFIGURED, NAMES, CaptureSettings, defaults_from_env, option_of
 from megido_shared.config_fields import FIELDS
@@ -59,6 +60,7 @@ class MegidoAddon:
         self._rebind = False
         self._begun = False
         self._fixed: dict[str, Any] = {}
+        self._given: set[str] = set()
 
     def load(self, loader: addonmanager.Loader) -> None:
         defaults = self._defaults()
@@ -73,7 +75,9 @@ class MegidoAddon:
     def configure(self, updated: set[str]) -> None:
         if self.node is not None:
             if updated & {*NAMES, *_FIXED, *_LISTENING}:
-                self._reconfigure()
+                self._reconfigure(updated)
+            if "ssl_insecure" in updated:
+                self._warn_insecure()
         elif self._hosted and not self._begun:
             try:
                 self.begin()
@@ -85,6 +89,7 @@ class MegidoAddon:
         self._begun = True  # setting an option below calls `configure` again
         options, settings = ctx.options, self._settings()
         check_listeners(settings, options.mode, options.listen_host)
+        self._given = self._given_of(set(NAMES))
         common = common_from_env(self._env, data_dir=options.megido_data_dir, kafka=options.megido_kafka)
         common.data_dir.ensure()
         if options.confdir == CONF_DIR:
@@ -103,7 +108,14 @@ class MegidoAddon:
         )
         proxyserver = ctx.master.addons.get("proxyserver")
         assert isinstance(proxyserver, Proxyserver)
-        self.node = Node(settings, place, proxyserver)
+        self.node = Node(
+            Start(settings, frozenset(self._given)),
+            place,
+            proxyserver,
+            check=self._check,
+            ssl_insecure=lambda: bool(ctx.options.ssl_insecure),
+        )
+        self._warn_insecure()
         self.addons = self.node.addons
         self._fixed = {name: getattr(options, name) for name in _FIXED}
 
@@ -155,20 +167,36 @@ class MegidoAddon:
     def _settings(self) -> CaptureSettings:
         return CaptureSettings(**{name: getattr(ctx.options, name) for name in NAMES}).checked()
 
-    def _reconfigure(self) -> None:
+    def _given_of(self, names: set[str]) -> set[str]:
+        """Those of the options that a user or a variable set, to their default too. (mitmproxy forgets the latter when
+        it rolls back a change, so what was given once stays given.)"""
+        options = ctx.options._options
+        explicit = {name for name in names if name in NAMES and options[name].value is not optmanager.unset}
+        return self._given | explicit | self._defaults().keys()
+
+    def _check(self, settings: CaptureSettings) -> None:
+        """Raises ConfigurationError on settings that would open or close the listeners wrongly."""
+        options = ctx.options
+        check_listeners(settings, options.mode, options.listen_host)
+        if self.node is not None and not self.node.gate.loopback_only and not settings.auth_required:
+            # Only the listeners of the start are bound to loopback by us.
+            check_listeners(settings, options.mode, options.listen_host or "0.0.0.0")  # noqa: S104
+
+    def _reconfigure(self, updated: set[str]) -> None:
         assert self.node is not None
         options = ctx.options
         try:
             if changed := [name for name, value in self._fixed.items() if getattr(options, name) != value]:
                 raise ConfigurationError(f"{changed[0]} cannot be changed while the proxy runs; start it anew")
-            settings = self._settings()
-            check_listeners(settings, options.mode, options.listen_host)
-            if not self.node.gate.loopback_only and not settings.auth_required:
-                # Only the listeners of the start are bound to loopback by us.
-                check_listeners(settings, options.mode, options.listen_host or "0.0.0.0")  # noqa: S104
+            given = self._given_of(updated)
+            self.node.restart(Start(self._settings(), frozenset(given)))
         except ConfigurationError as error:
             raise exceptions.OptionsError(str(error)) from error
-        self.node.apply(settings)
+        self._given = given
+
+    def _warn_insecure(self) -> None:
+        if ctx.options.ssl_insecure:
+            logger.warning("ssl_insecure is set: certificates of servers are not verified")
 
 
 class _Closed:

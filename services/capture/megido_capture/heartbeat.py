@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -18,6 +18,15 @@ from megido_shared.events import NodeStatus
 EVERY = 5.0
 """Seconds between two heartbeats."""
 
+
+class Config(NamedTuple):
+    """The version that is applied, whether it is out of date, and why a newer one is not applied."""
+
+    version: int
+    stale: bool
+    error: str
+
+
 type State = Literal["started", "running", "stopping"]
 
 
@@ -29,7 +38,7 @@ class Heartbeat:
         clock: Clock,
         *,
         listen: Callable[[], str],
-        config: Callable[[], tuple[int, bool]],
+        config: Callable[[], Config],
         pinned: Callable[[], dict[str, str]],
     ) -> None:
         self._emitter = emitter
@@ -46,8 +55,12 @@ class Heartbeat:
             self._next = now + EVERY
             self.beat("running")
 
+    def soon(self) -> None:
+        """With the next tick: something that others wait for has changed."""
+        self._next = 0.0
+
     def beat(self, state: State) -> None:
-        config_version, stale = self._config()
+        config = self._config()
         journal = self._emitter.journal
         dropped = {f"dropped:{reason}": count for reason, count in journal.drops.items()}
         dropped |= {"dropped": journal.dropped, "dropped_terminal": journal.dropped_terminal}
@@ -59,8 +72,9 @@ class Heartbeat:
                 version=self._version,
                 pid=os.getpid(),
                 listen=self._listen(),
-                config_version=config_version,
-                config_stale=stale,
+                config_version=config.version,
+                config_stale=config.stale,
+                config_error=config.error[:500],
                 pinned=self._pinned(),
                 counters=counters,
                 captured=self._emitter.last_seq,

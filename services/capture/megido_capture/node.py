@@ -18,18 +18,21 @@ from megido_capture import recovery
 from megido_capture.access import Access
 from megido_capture.backpressure import Backpressure
 from megido_capture.cache import Cache
+from megido_capture.closed import Closed
+from megido_capture.configsource import ConfigSource
 from megido_capture.connections import Connections
 from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
 from megido_capture.farewell import Farewell
 from megido_capture.gate import AddressGate
 from megido_capture.headguard import guard_heads, stop_guarding
-from megido_capture.heartbeat import Figures, Heartbeat
+from megido_capture.heartbeat import Config, Figures, Heartbeat
+from megido_capture.lastgood import LastKnownGood
 from megido_capture.limits import Limits
+from megido_capture.liveconfig import LiveConfiguration, Start
 from megido_capture.owndoor import OwnDoor
 from megido_capture.recorder import Recorder
 from megido_capture.rules import Rules, RuleSet
-from megido_capture.rulesource import RuleSource
 from megido_capture.settings import CaptureSettings
 from megido_capture.state import Keep, Registry
 from megido_capture.streaming import Streaming
@@ -38,6 +41,7 @@ from megido_capture.websocket import WebSockets, observe, stop_observing
 from megido_shared.bus.base import Bus
 from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, Room, group_is_live
+from megido_shared.bus.local.config import ConfigFiles
 from megido_shared.clock import Clock, SystemClock
 from megido_shared.settings import Common
 
@@ -67,16 +71,33 @@ class Node:
     """Made in the event loop's thread. `addons` are in the order in which their hooks must run."""
 
     def __init__(
-        self, settings: CaptureSettings, place: Place, proxyserver: Proxyserver, clock: Clock | None = None
+        self,
+        start: Start,
+        place: Place,
+        proxyserver: Proxyserver,
+        clock: Clock | None = None,
+        *,
+        check: Callable[[CaptureSettings], None] = lambda _: None,
+        ssl_insecure: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Opens the journal. Raises ConfigurationError."""
+        """Opens the journal, and reads what configuration there is on this machine: the first client is served under
+        it. `check` raises ConfigurationError on settings that the listeners do not allow; so does this."""
         clock = clock or SystemClock()
-        self.settings = settings
+        settings = start.settings
         self.place = place
+        self._ssl_insecure = ssl_insecure
         self._proxyserver = proxyserver
         self.journal = Journal.open(place.common.data_dir, place.name, cap_bytes=settings.journal_cap_bytes)
         # Never closed before the process ends: hooks of cut connections still come after `done`.
         atexit.register(self.journal.close)
+        self.live = live = LiveConfiguration(
+            start,
+            ("global", f"app:{settings.source_app}", f"node:{self.journal.node}"),
+            check=check,
+            store=LastKnownGood(place.common.data_dir.last_known_good, self.journal.node),
+        )
+        self._read_local_bus()
+        settings = self.settings = live.settings
         self.counters = Counters()
         self.backpressure = Backpressure(Room(self.journal), self.counters, settings.journal_wait)
         self.registry = Registry()
@@ -109,16 +130,17 @@ class Node:
         self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
-        self.rule_source = RuleSource(
+        self.config_source = ConfigSource(
+            live,
             open_bus=self._open_bus,
             bus_is_fed=self._bus_is_fed,
-            source_app=settings.source_app,
             api_url=settings.api_url,
+            source_app=settings.source_app,
+            node=self.journal.node,
             cache_ttl=settings.cache_ttl,
-            apply=self.rule_set.replace,
         )
         self.heartbeat = Heartbeat(
-            emitter, self.counters, clock, listen=self.listening, config=self._config, pinned=dict
+            emitter, self.counters, clock, listen=self.listening, config=self._config, pinned=self._pinned
         )
         self.figures = Figures(emitter, self.counters, self.registry)
         self._forwarder = (
@@ -136,6 +158,7 @@ class Node:
         )
         self.cache = Cache(self.registry, self.counters, settings)
         self.addons: list[Any] = [
+            Closed(lambda: live.closed, self.counters),
             self.gate,  # before anything of a client is counted
             self.limits,
             self.connections,
@@ -155,9 +178,20 @@ class Node:
         self._recovery: threading.Thread | None = None
         observe(self.websockets)
         guard_heads(self.connections, self.limits.head_begun)
+        live.put_in_force = self._apply
+        self._apply()
 
-    def apply(self, settings: CaptureSettings) -> None:
-        """Puts changed settings in force while traffic flows."""
+    def restart(self, start: Start) -> None:
+        """Other options than at the start. Raises ConfigurationError and changes nothing when they cannot be."""
+        self.live.restart(start)
+
+    def _apply(self) -> None:
+        """Puts the live configuration in force while traffic flows."""
+        self.rule_set.replace(self.live.rules)
+        self._apply_settings(self.live.settings)
+        self.heartbeat.soon()
+
+    def _apply_settings(self, settings: CaptureSettings) -> None:
         self.gate.apply(settings)
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.keep = Keep.of(settings)
@@ -166,7 +200,7 @@ class Node:
         self.backpressure.seconds = settings.journal_wait
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
-        self.rule_source.cache_ttl = settings.cache_ttl
+        self.config_source.cache_ttl = settings.cache_ttl
 
     def start(self) -> None:
         """The node serves: says so, and begins what runs beside the hooks."""
@@ -174,7 +208,7 @@ class Node:
         loop = asyncio.get_running_loop()
         self._recovery = threading.Thread(target=self._recover, args=(loop,), name="recovery", daemon=True)
         self._recovery.start()
-        self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.rule_source.run())]
+        self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.config_source.run())]
 
     async def drain(self, seconds: float = DRAIN) -> None:
         """Waits until every flow has ended, and until what earlier lives left open is told, at most `seconds`; what
@@ -242,8 +276,19 @@ class Node:
     def _bus_is_fed(self) -> bool:
         return bool(self.place.common.kafka) or group_is_live(self.place.common.data_dir, INGEST_GROUP)
 
-    def _config(self) -> tuple[int, bool]:
-        return self.rule_source.version, self.rule_source.stale
+    def _read_local_bus(self) -> None:
+        """At once, in place of a tenth of a second after the first client."""
+        if not self.place.common.kafka:
+            files = ConfigFiles(self.place.common.data_dir.config)
+            for scope in self.live.scopes:
+                if (raw := files.get(scope)) is not None:
+                    self.live.take(scope, raw)
+
+    def _config(self) -> Config:
+        return Config(self.live.version, self.config_source.stale, self.live.error)
+
+    def _pinned(self) -> dict[str, str]:
+        return self.live.pinned() | ({"ssl_insecure": "true"} if self._ssl_insecure() else {})
 
     def _cut(self, client: connection.Client, server: connection.Server) -> bool:
         """Ends an upstream connection through its handler's task: mitmproxy has no call for it."""

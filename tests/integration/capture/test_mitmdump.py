@@ -54,7 +54,7 @@ async def test_environment_gives_the_defaults(tmp_path: Path, upstream: Upstream
     assert flow.response.body.data == b'{"a'
 
 
-async def test_rules_are_polled_from_the_api(tmp_path: Path, upstream: Upstream) -> None:
+async def test_rules_are_polled_from_an_api_that_knows_no_more(tmp_path: Path, upstream: Upstream) -> None:
     rule = PayloadRule(
         id=7,
         name="mark",
@@ -68,7 +68,9 @@ async def test_rules_are_polled_from_the_api(tmp_path: Path, upstream: Upstream)
     async def api(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append((await reader.readuntil(b"\r\n\r\n")).decode().split()[1])
         answer = msgspec.json.encode({"success": True, "count": 1, "rules": [msgspec.to_builtins(rule)]})
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(answer), answer))
+        status = b"200 OK" if "payload-rules" in asked[-1] else b"404 Not Found"
+        length = len(answer)
+        writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, length, answer))
         writer.close()
 
     server = await asyncio.start_server(api, "127.0.0.1", 0)
@@ -79,10 +81,11 @@ async def test_rules_are_polled_from_the_api(tmp_path: Path, upstream: Upstream)
             return (await curl(proxy, f"http://127.0.0.1:{upstream.port}/echo")).body
 
         await until(echoed, lambda head: b"X-Megido: v" in head)
-        await until(_value(asked), lambda paths: len(paths) >= 2)
+        await until(_value(asked), lambda paths: len(paths) >= 4)
         found = await proxy.events()
     server.close()
-    assert asked[0] == "/interceptor/api/payload-rules/active/?source_app=a+b"
+    assert asked[0] == "/proxy/api/config/active/?source_app=a+b&node=capture-0"
+    assert asked[1] == "/interceptor/api/payload-rules/active/?source_app=a+b"
     assert flows(found)[-1].rules == (7,)
 
 

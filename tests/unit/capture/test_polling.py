@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from megido_capture import rulesource
+from megido_capture import configsource
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_polls_share_one_tls_context(nothing_listens: str) -> None:
 
 def poll(url: str) -> None:
     with pytest.raises(httpx.ConnectError):
-        rulesource.fetch(url, {})
+        configsource.fetch(url.rstrip("/"), "browser", "capture-0", {})
 
 
 def contexts() -> int:

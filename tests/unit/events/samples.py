@@ -90,6 +90,7 @@ SAMPLES: list[events.AnyEvent] = [
         pinned={"source_app": "scanner"},
         counters={"dropped": 2},
         captured=7,
+        config_error="version 5 is refused: why",
     ),
     events.ReplayFlows(**COMMON, job_id=UUID),
     events.ReplayProgressed(
