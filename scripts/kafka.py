@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -81,9 +83,23 @@ def free_port() -> int:
 class Node:
     """A node that can be killed and started again on the same port and data."""
 
-    def __init__(self, data: Path, *, port: int = 0, jars: Path = JARS) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        port: int = 0,
+        jars: Path = JARS,
+        cluster_id: str = "",
+        more: Mapping[str, str] | None = None,
+        formatting: Sequence[str] = (),
+    ) -> None:
+        """`more` settings win over those above; `formatting` are more arguments of the storage tool."""
         self.port = port or free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
+        self._cluster_id = cluster_id
+        self._more = more or {}
+        self._formatting = formatting
+        self._begin = 0
         self.data = data
         self.log = data / "node.log"
         self._jars = jars
@@ -92,18 +108,30 @@ class Node:
 
     def start(self, *, timeout: float = START_SECONDS) -> None:
         """Returns when the node answers clients. Raises KafkaError."""
+        self.prepare()
+        self.launch()
+        self.wait_started(timeout)
+
+    def prepare(self) -> None:
+        """Writes the settings and formats the storage, once. Raises KafkaError."""
         _tool("java", "Kafka needs Java 17 or newer")
         self.data.mkdir(parents=True, exist_ok=True)
         logs = self.data / "logs"
         settings = SETTINGS.format(port=self.port, controller_port=free_port(), data=logs)
+        settings += "".join(f"{name}={value}\n" for name, value in self._more.items())
         self._settings.write_text(settings)
         if not (logs / "meta.properties").exists():
             self._format()
+
+    def launch(self) -> None:
+        """Begins a prepared node. Call it in a thread that stays: the node dies with it."""
         with self.log.open("ab") as out:
-            begin = out.tell()
+            self._begin = out.tell()
             command = [*_die_with_parent(), *self.tool("kafka.Kafka"), str(self._settings)]
             self._process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-        self._wait_for(b"Kafka Server started", begin, timeout)
+
+    def wait_started(self, timeout: float = START_SECONDS) -> None:
+        self._wait_for(b"Kafka Server started", self._begin, timeout)
 
     def kill(self) -> None:
         """SIGKILL: what it acknowledged is in the page cache, what it did not may be lost."""
@@ -134,9 +162,11 @@ class Node:
         command = [
             *self.tool("kafka.tools.StorageTool"),
             "format",
-            f"--cluster-id={_cluster_id()}",
+            # A new one each time a node is formatted: consumers must notice a recreated Kafka.
+            f"--cluster-id={self._cluster_id or new_cluster_id()}",
             "-c",
             str(self._settings),
+            *self._formatting,
         ]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if done.returncode:
@@ -173,8 +203,67 @@ class Node:
         self._process = None
 
 
-def _cluster_id() -> str:
-    """A new id each time a node is formatted: consumers must notice a recreated Kafka."""
+class Cluster:
+    """Three nodes, each broker and controller: everything is held three times, a write needs two."""
+
+    def __init__(self, data: Path, *, jars: Path = JARS) -> None:
+        ports = {number: free_port() for number in (1, 2, 3)}
+        voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in ports.items())
+        cluster_id = new_cluster_id()
+        self.nodes: dict[int, Node] = {}
+        for number, controller in ports.items():
+            port = free_port()
+            more = {
+                "node.id": str(number),
+                "controller.quorum.voters": voters,
+                "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+                "controller.quorum.election.timeout.ms": "500",
+                "controller.quorum.fetch.timeout.ms": "1000",
+                "min.insync.replicas": "2",
+                "offsets.topic.replication.factor": "3",
+                "transaction.state.log.replication.factor": "3",
+                "transaction.state.log.min.isr": "2",
+            }
+            self.nodes[number] = Node(data / str(number), port=port, jars=jars, cluster_id=cluster_id, more=more)
+        self.bootstrap = ",".join(node.bootstrap for node in self.nodes.values())
+
+    def start(self, *, timeout: float = START_SECONDS) -> None:
+        """Returns when all three answer clients. Raises KafkaError."""
+        with ThreadPoolExecutor(len(self.nodes)) as pool:  # formatting takes a second of Java each
+            list(pool.map(Node.prepare, self.nodes.values()))
+        for node in self.nodes.values():
+            node.launch()
+        for node in self.nodes.values():
+            node.wait_started(timeout)
+
+    def kill(self) -> None:
+        for node in self.nodes.values():
+            node.kill()
+
+
+def secured(data: Path, *, key_store: Path, user: str, password: str, jars: Path = JARS) -> Node:
+    """A node whose clients must speak SASL_SSL with SCRAM-SHA-512. `key_store` is a PEM file: PKCS#8 key and chain."""
+    port, inner, controller = free_port(), free_port(), free_port()
+    more = {
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listeners": ",".join(
+            (f"SASL_SSL://127.0.0.1:{port}", f"PLAINTEXT://127.0.0.1:{inner}", f"CONTROLLER://127.0.0.1:{controller}")
+        ),
+        "advertised.listeners": f"SASL_SSL://127.0.0.1:{port},PLAINTEXT://127.0.0.1:{inner}",
+        "listener.security.protocol.map": "SASL_SSL:SASL_SSL,PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config": (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        ),
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(key_store),
+    }
+    scram = f"SCRAM-SHA-512=[name={user},password={password}]"
+    return Node(data, port=port, jars=jars, more=more, formatting=["--add-scram", scram])
+
+
+def new_cluster_id() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
 
