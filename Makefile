@@ -34,7 +34,7 @@ e2e: test-deps ## The whole pipeline on both buses, with curl and Chromium
 	@$(PY) -m pytest tests/e2e $(ARGS)
 
 faults: test-deps ## The long form of the kill and outage tests
-	@MEGIDO_KILLS=20 $(PY) -m pytest tests/faults $(ARGS)
+	@MEGIDO_KILLS=20 MEGIDO_FAULT_SECONDS=60 $(PY) -m pytest tests/faults $(ARGS)
 
 lint: setup ## Style and formatting
 	@.venv/bin/ruff check --no-cache .

@@ -1,0 +1,136 @@
+"""The line from a client over the proxy and its forwarder to Kafka, under load, with the client's own ledger."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from aiokafka import AIOKafkaConsumer
+
+from megido_shared import events
+from megido_shared.events import BodyChunk, FlowCompleted, FlowStarted
+from tests.integration.capture.harness import Proxy, capture
+from tests.integration.capture.upstream import Upstream, serving
+
+SECONDS = float(os.environ.get("MEGIDO_FAULT_SECONDS", "3"))
+"""How long each fault lasts; `make faults` lets it last a minute."""
+CLIENTS = 4
+PAUSE = 0.01
+"""Between two requests of a client: a few hundred a second in all."""
+TARGETS = ("plain/{}", "plain/{}", "plain/{}", "length/3000?{}", "chunked/9000?{}", "sse/3?{}")
+
+
+@dataclass
+class Load:
+    proxy: Proxy
+    upstream: Upstream
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    ledger: list[str] = field(default_factory=list)
+    """Targets that were answered whole."""
+    clients: list[asyncio.Task[None]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    async def more(self, count: int = 100) -> None:
+        """Until so many more have been answered."""
+        wanted = len(self.ledger) + count
+        async with asyncio.timeout(60):
+            while len(self.ledger) < wanted:
+                await asyncio.sleep(0.02)
+
+    async def finish(self) -> None:
+        """Returns when every client has its last answer."""
+        self.stop.set()
+        await asyncio.gather(*self.clients)
+
+    async def client(self, number: int) -> None:
+        async with httpx.AsyncClient(proxy=self.proxy.url, timeout=30, trust_env=False) as http:
+            for count in itertools.count():
+                if self.stop.is_set():
+                    return
+                target = "/" + TARGETS[count % len(TARGETS)].format(f"{number}-{count}")
+                try:
+                    answer = await http.get(f"http://127.0.0.1:{self.upstream.port}{target}")
+                    (self.ledger if answer.status_code == 200 else self.failed).append(target)
+                except httpx.HTTPError as error:
+                    self.failed.append(f"{target}: {error!r}")
+                await asyncio.sleep(PAUSE)
+
+    def memory_mb(self) -> float:
+        """The proxy's own, its forwarder left out."""
+        status = Path(f"/proc/{self.proxy.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) / 1024
+
+    async def waiting(self) -> float:
+        """Bytes in the journal that are not freed yet."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            text = (await http.get(f"http://127.0.0.1:{self.proxy.metrics_port}/metrics")).text
+        return float(re.findall(r"^megido_capture_journal_bytes (\S+)$", text, re.MULTILINE)[0])
+
+
+@contextlib.asynccontextmanager
+async def loaded(data_dir: Path, bootstrap: str, *options: str) -> AsyncIterator[Load]:
+    """A proxy with its forwarder, and clients; every request must be answered."""
+    async with serving() as upstream, capture(data_dir, "--kafka", bootstrap, "--forwarder", *options) as proxy:
+        load = Load(proxy, upstream)
+        load.clients = [asyncio.create_task(load.client(number)) for number in range(CLIENTS)]
+        try:
+            yield load
+        finally:
+            await load.finish()
+        assert not load.failed
+
+
+async def check(bootstrap: str, ledger: list[str], seconds: float = 60) -> None:
+    """Reads the topic as any Kafka client does until everything in the ledger is there. What came twice is the same
+    event, and first occurrences are in the order in which the proxy wrote them."""
+    wanted = set(ledger)
+    found: list[tuple[int, bytes]] = []
+    reader = AIOKafkaConsumer(events_topic(), bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    await reader.start()
+    try:
+        async with asyncio.timeout(seconds):
+            while wanted:
+                for records in (await reader.getmany(timeout_ms=500)).values():
+                    for record in records:
+                        found.append((record.partition, record.value))
+                        event = events.decode(record.value)
+                        if isinstance(event, FlowCompleted):
+                            wanted.discard(event.request.target.decode())
+    except TimeoutError:
+        raise AssertionError(f"{len(wanted)} of {len(ledger)} are lost, {sorted(wanted)[:3]} and others") from None
+    finally:
+        await reader.stop()
+    first = list(dict.fromkeys(found))
+    by_id = {events.decode(value).event_id for _, value in first}
+    assert len(by_id) == len(first), "an event came twice, and differently, or in two partitions"
+    print(f"{len(ledger)} answered, {len(found)} records on the topic, {len(found) - len(first)} of them again")
+    _check_order(first)
+
+
+def events_topic() -> str:
+    return "megido.flows"
+
+
+def _check_order(first: list[tuple[int, bytes]]) -> None:
+    seqs: dict[int, list[int]] = {}
+    steps: dict[bytes, list[tuple[int, int]]] = {}
+    for partition, value in first:
+        event = events.decode(value)
+        if event.seq:
+            seqs.setdefault(partition, []).append(event.seq)
+        if isinstance(event, BodyChunk):
+            steps.setdefault(event.flow_id, []).append((1, event.index))
+        elif isinstance(event, FlowStarted | FlowCompleted):
+            steps.setdefault(event.flow_id, []).append((0, 0) if isinstance(event, FlowStarted) else (2, 0))
+    assert all(numbers == sorted(numbers) for numbers in seqs.values())
+    assert any(len(flow) > 2 for flow in steps.values())
+    assert all(flow[-1] == (2, 0) for flow in steps.values() if (2, 0) in flow)
+    chunks = [[step for step in flow if step[0] == 1] for flow in steps.values()]
+    assert all(flow == sorted(flow) for flow in chunks)

@@ -1,0 +1,158 @@
+"""Kafka away, frozen, killed, slow, or behind a spoilt network, under load: the proxy answers everything, nothing is
+lost, and what waited arrives in order.
+
+MEGIDO_FAULT_SECONDS (3) is how long each fault lasts.
+"""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from scripts.kafka import Cluster, Node, free_port
+
+from tests.faults.line import SECONDS, Load, check, events_topic, loaded
+from tests.fixtures.kafka import started
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180 + 15 * SECONDS)]
+
+MORE_MB = 64
+
+
+async def fault(load: Load) -> None:
+    """Lets the fault last, under load, and the proxy's memory stay where it was."""
+    before = load.memory_mb()
+    deadline = time.monotonic() + SECONDS
+    await load.more()
+    while time.monotonic() < deadline:
+        await load.more(20)
+    assert load.memory_mb() < before + MORE_MB
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_a_broker_that_stops_answering(how: str, tmp_path: Path, fresh_kafka: Node) -> None:
+    async with loaded(tmp_path / "data", fresh_kafka.bootstrap) as load:
+        await load.more()
+        if how == "frozen":
+            fresh_kafka.pause()
+            await fault(load)
+            fresh_kafka.go_on()
+        else:
+            fresh_kafka.kill()
+            await fault(load)
+            await asyncio.to_thread(fresh_kafka.start)
+        await load.more()
+        await load.finish()
+        await check(fresh_kafka.bootstrap, load.ledger)
+
+
+async def test_a_stop_while_kafka_is_away_is_in_time_and_loses_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path / "kafka")
+    async with loaded(tmp_path / "data", node.bootstrap) as load:
+        await load.more()
+        await load.finish()
+        began = time.monotonic()
+        assert await asyncio.to_thread(load.proxy.stop) == 0
+        assert time.monotonic() - began < 15
+    await asyncio.to_thread(started, node)
+    command = [sys.executable, "-m", "megido_shared.bus.forwarder", "--data-dir", str(tmp_path / "data")]
+    forwarder = subprocess.Popen([*command, "--kafka", node.bootstrap])
+    try:
+        await _until_topic(node.bootstrap)
+        await check(node.bootstrap, load.ledger)
+        await asyncio.to_thread(node.kill)
+        forwarder.terminate()
+        assert await asyncio.to_thread(forwarder.wait, 15) == 0
+    finally:
+        forwarder.kill()
+        forwarder.wait()
+        node.kill()
+
+
+async def _until_topic(bootstrap: str) -> None:
+    async with asyncio.timeout(60):
+        while events_topic() not in await _topics(bootstrap):
+            await asyncio.sleep(0.1)
+
+
+async def _topics(bootstrap: str) -> list[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        found: list[str] = await admin.list_topics()
+        return found
+    finally:
+        await admin.close()
+
+
+@asynccontextmanager
+async def behind_a_network(tmp_path: Path) -> AsyncIterator[TcpProxy]:
+    """A broker that clients reach, and are sent to, over the proxy only."""
+    port = free_port()
+    async with tcp_proxy(port) as network:
+        node = Node(
+            tmp_path / "kafka", port=port, more={"advertised.listeners": f"PLAINTEXT://127.0.0.1:{network.port}"}
+        )
+        try:
+            await asyncio.to_thread(started, node)
+            yield network
+        finally:
+            node.kill()
+
+
+async def test_a_spoilt_network(tmp_path: Path) -> None:
+    async with behind_a_network(tmp_path) as network:
+        bootstrap = f"127.0.0.1:{network.port}"
+        async with loaded(tmp_path / "data", bootstrap) as load:
+            await load.more()
+            await network.refuse()
+            await fault(load)
+            await network.open()
+            await load.more()
+            network.hole = True
+            await fault(load)
+            await network.reset()  # what was swallowed is gone
+            network.hole = False
+            await load.more()
+            network.delay, network.rate = 0.3, 200_000
+            await fault(load)
+            network.delay, network.rate = 0.0, 0
+            for _ in range(5):
+                await network.reset()
+                await load.more(50)
+            await load.finish()
+            await check(bootstrap, load.ledger)
+        assert network.accepted > 6
+
+
+async def leader(bootstrap: str) -> int:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        described = await admin.describe_topics([events_topic()])
+        partition = min(described[0]["partitions"], key=lambda found: found["partition"])
+        return int(partition["leader"])
+    finally:
+        await admin.close()
+
+
+async def test_of_three_nodes_a_leader_is_killed(tmp_path: Path, kafka_cluster: Cluster) -> None:
+    async with loaded(tmp_path / "data", kafka_cluster.bootstrap) as load:
+        await _until_topic(kafka_cluster.bootstrap)
+        await load.more()
+        killed = kafka_cluster.nodes[await leader(kafka_cluster.bootstrap)]
+        killed.kill()
+        before = len(load.ledger)
+        await load.more()
+        # Flowing again, with two nodes: what was answered after the kill arrives while the third is away.
+        await check(kafka_cluster.bootstrap, load.ledger[: before + 100])
+        await asyncio.to_thread(killed.start)
+        await load.more()
+        await load.finish()
+        await check(kafka_cluster.bootstrap, load.ledger)
