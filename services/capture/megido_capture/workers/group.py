@@ -21,7 +21,7 @@ STEADY = 5.0
 """A worker that served so long starts again at once, as often as it takes."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-GIVE_UP = 5
+GIVE_UP = 4
 """Starts in a row that failed, of every worker, after which there is no use in trying."""
 
 END_WORKERS = 11.5
