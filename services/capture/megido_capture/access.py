@@ -138,14 +138,13 @@ class Access:
         self._forget_cut(flow)
 
     def _conclude(self, flow: http.HTTPFlow, client: ClientState, given: Given, outcome: Outcome) -> None:
-        known = bool(client.authenticated)
+        # Told before the client learns of it; a success once a connection.
+        if not (outcome.identity and client.authenticated):
+            self._tell(client, given.shown, outcome.reason)
         if outcome.identity:
             client.authenticated = outcome.identity
-            if known:
-                return  # told once a connection
         else:
             self._refuse(flow, throttled=outcome.throttled)
-        self._tell(client, given.shown, outcome.reason)
 
     def _tell(self, client: ClientState, username: str, reason: str) -> None:
         self._emitter.write(

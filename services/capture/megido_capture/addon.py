@@ -117,6 +117,7 @@ class MegidoAddon:
         )
         self._warn_insecure()
         self.addons = self.node.addons
+        _put_behind_us("upstreamauth")
         self._fixed = {name: getattr(options, name) for name in _FIXED}
 
     def running(self) -> None:
@@ -197,6 +198,15 @@ class MegidoAddon:
     def _warn_insecure(self) -> None:
         if ctx.options.ssl_insecure:
             logger.warning("ssl_insecure is set: certificates of servers are not verified")
+
+
+def _put_behind_us(name: str) -> None:
+    """An addon that writes the upstream proxy's credentials where we look for the client's."""
+    addons = ctx.master.addons
+    found = addons.get(name)
+    if found is not None:
+        # A new list: this may be called while mitmproxy walks the old one.
+        addons.chain = [*(addon for addon in addons.chain if addon is not found), found]
 
 
 class _Closed:
