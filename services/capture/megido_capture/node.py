@@ -38,6 +38,7 @@ from megido_capture.state import Keep, Registry
 from megido_capture.streaming import Streaming
 from megido_capture.timeouts import Timeouts
 from megido_capture.websocket import WebSockets, observe, stop_observing
+from megido_capture.websocket.recovery import left_open, write_close
 from megido_shared.bus.base import Bus
 from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, Room, group_is_live
@@ -219,6 +220,7 @@ class Node:
             await asyncio.sleep(0.02)
         for state in list(self.registry.flows.values()):
             self.recorder.interrupt(state)
+        await self.websockets.end_all(self._proxyserver.inject_event)
 
     def _recovering(self) -> bool:
         return self._recovery is not None and self._recovery.is_alive()
@@ -262,6 +264,8 @@ class Node:
             for fields in recovery.interrupted(self.journal, self.settings.max_body_size):
                 recovery.write(self.emitter, fields)
                 loop.call_soon_threadsafe(self.counters.update, {"recovered": 1})
+            for last in left_open(self.journal):
+                write_close(self.emitter, last)
         except Exception as error:  # noqa: BLE001 - told, and the node goes on
             loop.call_soon_threadsafe(self.counters.hook_failed, "recovery", error)
 
