@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -79,6 +79,14 @@ class End:
     rewound: bool = False
 
 
+class RuleHits(NamedTuple):
+    """The payload rules that were applied to a flow that has ended."""
+
+    flow_id: bytes
+    rules: frozenset[int]
+    time_us: int
+
+
 @dataclass(slots=True)
 class Prepared:
     """A batch as the rows of `ingest`'s arguments, sorted by key."""
@@ -101,6 +109,7 @@ class Prepared:
     reasons: list[str] = field(default_factory=list)
     days: set[date] = field(default_factory=set)
     body_keys: list[tuple[int, bytes]] = field(default_factory=list)
+    hits: list[RuleHits] = field(default_factory=list)
     newest_ms: int = 0
     """When the newest of the events was made, by its id."""
 
@@ -306,6 +315,11 @@ class _Preparation:
         out.errors = [row for _, row in sorted(self._errors.items())]
         out.auth = [row for _, row in sorted(self._auth.items())]
         out.nodes = [_pack_status(status, started) for _, (status, started) in sorted(self._nodes.items())]
+        out.hits = [
+            RuleHits(flow_id, frozenset(event.rules), event.time_us)
+            for flow_id, (_, _, event) in sorted(self._flows.items())
+            if event.rules and not isinstance(event, events.FlowStarted)
+        ]
         out.newest_ms = ids.time_ms(self._newest)
         out.days = {_DAY_ZERO + timedelta(days=day) for day in self._days}
         return out
@@ -376,7 +390,8 @@ def _pack_status(event: events.NodeStatus, started_us: int | None) -> bytes:
         views.key(event.node), event.epoch, views.plain(event.service), event.state, views.plain(event.version),
         views.plain(event.listen), event.config_version, event.config_stale, _json(event.pinned),
         _json(event.counters), event.captured, event.time_us - EPOCH_2000_US,
-        None if started_us is None else started_us - EPOCH_2000_US,
+        None if started_us is None else started_us - EPOCH_2000_US, views.key(event.source_app),
+        views.plain(event.config_error),
     )  # fmt: skip
 
 

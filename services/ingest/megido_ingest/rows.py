@@ -167,6 +167,8 @@ NODE = _type(
     captured bigint
     seen_at timestamptz
     started_at timestamptz
+    source_app text
+    config_error text
     """,
 )
 GAP = _type(

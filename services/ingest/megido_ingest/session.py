@@ -35,6 +35,7 @@ _COMMIT_TO_FEED = """
 SELECT pg_advisory_xact_lock(hashtext('megido.feed'));
 INSERT INTO feed (batch_id, committed_at) VALUES ({batch}, clock_timestamp());
 SELECT pg_notify('megido_feed', currval(pg_get_serial_sequence('feed', 'seq'))::text);
+{besides}
 COMMIT
 """
 
@@ -120,17 +121,20 @@ class Session:
         await self.close()
 
 
-def commit_message(batch: int) -> str:
+def commit_message(batch: int, besides: str = "") -> str:
     """Feed lock, feed row, NOTIFY and COMMIT: one message."""
-    return _COMMIT_TO_FEED.format(batch=int(batch))
+    return _COMMIT_TO_FEED.format(batch=int(batch), besides=besides)
 
 
-async def commit(connection: psycopg.AsyncConnection[TupleRow], batch: int, *, changed: bool) -> None:
-    """Ends the transaction; a batch that changed rows gets its place in the feed."""
+async def commit(
+    connection: psycopg.AsyncConnection[TupleRow], batch: int, *, changed: bool, besides: str = ""
+) -> None:
+    """Ends the transaction; a batch that changed rows gets its place in the feed. `besides`: statements for the same
+    message, of which each ends with a semicolon."""
     if changed:
-        await connection.execute(commit_message(batch))
+        await connection.execute(commit_message(batch, besides))
     else:
-        await connection.execute("COMMIT")
+        await connection.execute(f"{besides} COMMIT")
 
 
 async def fetch_one(cursor: psycopg.AsyncCursor[TupleRow]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from datetime import date
 
 import psycopg
 
-from megido_ingest import assembly, failpoints, failures, rows
+from megido_ingest import assembly, failpoints, failures, hits, rows
 from megido_ingest.packing import Packed, RowType, array
 from megido_ingest.prepare import BodyCache, Place, Prepared, prepare
 from megido_ingest.session import Session, commit, fetch_one
@@ -135,7 +135,8 @@ class Store:
             assembled = await assembly.assemble(connection, batch, waiting) if waiting else 0
             failpoints.reach("after_assembly")
             stored = Stored(flows, messages, errors, auth, letters, assembled)
-            await commit(connection, batch, changed=stored.changed)
+            besides = await hits.counted(connection, prepared.hits)
+            await commit(connection, batch, changed=stored.changed, besides=besides)
             failpoints.reach("after_commit")
             return stored
 

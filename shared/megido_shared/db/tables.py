@@ -95,6 +95,7 @@ flows = Table(
     Column("detail", LargeBinary, nullable=False, comment="detail.Detail as MessagePack"),
     Column("request_chunks", Integer, comment="BodyChunks that the body still waits for; null once it is assembled"),
     Column("response_chunks", Integer),
+    Column("rules_counted", Boolean, comment="true once the rules applied to it have been added to their hits"),
 )
 
 bodies = Table(
@@ -193,6 +194,8 @@ nodes = Table(
     Column("captured", BigInteger, nullable=False),
     Column("seen_at", _time, nullable=False),
     Column("started_at", _time, comment="of the node's latest start, by its own clock"),
+    Column("source_app", Text, nullable=False),
+    Column("config_error", Text, nullable=False, comment="why a newer configuration is not applied"),
 )
 
 ingest_offsets = Table(
@@ -306,6 +309,17 @@ config_snapshots = Table(
     Column("settings", JSONB, nullable=False),
     Column("updated_at", _time, nullable=False),
 )
+
+config_changes = Table(
+    "config_changes",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False, comment="one count over all scopes"),
+    Column("scope", Text, nullable=False),
+    Column("changes", JSONB, nullable=False, comment="field: {old, new}; of a secret only that it changed"),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", _time, nullable=False),
+)
+"""Append-only."""
 
 replay_jobs = Table(
     "replay_jobs",
