@@ -89,22 +89,36 @@ async def ended(stop: Coroutine[Any, Any, object], seconds: float = CLOSE_SECOND
 
 def reason(error: BaseException) -> str:
     """One line that a person can act on."""
+    if isinstance(error, KafkaConnectionError):
+        error = _sparse.why(str(error)) or error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not trusted ({error.verify_message}); see MEGIDO_KAFKA_CA_FILE"
     if isinstance(error, AuthenticationFailedError | SaslAuthenticationFailed) or "auth" in str(error).lower():
         return f"the user name or the password was refused ({error})"
     if isinstance(error, KafkaConnectionError):
-        return f"no broker answered as expected; is it up, and are address, user and password right? ({error})"
+        return f"no broker answered as expected; is it up, and is MEGIDO_KAFKA_SECURITY_PROTOCOL right? ({error})"
     return f"{type(error).__name__}: {error}"
 
 
 class _Sparse(logging.Filter):
-    """Lets one record of a kind through every 30 s: a client without its broker logs dozens of lines a second."""
+    """Lets one record of a kind through every 30 s: a client without its broker logs dozens of lines a second. Why a
+    connect failed is told in the log only, so it is kept from there."""
 
     def __init__(self, seconds: float = 30.0) -> None:
         super().__init__()
         self._seconds = seconds
         self._last: dict[str, tuple[float, int]] = {}
+        self._failed: dict[str, BaseException] = {}
+
+    def why(self, text: str) -> BaseException | None:
+        """Why the last connect to one of the addresses in an error's text failed."""
+        return next((error for address, error in self._failed.items() if address in text), None)
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple) and len(record.args) == 3:
+            host, port, error = record.args
+            if isinstance(error, BaseException):
+                self._failed[repr((host, port))[:-1]] = error.with_traceback(None)
         now = time.monotonic()
         kind = f"{record.name}:{record.msg}"
         since, held_back = self._last.get(kind, (-self._seconds, 0))
