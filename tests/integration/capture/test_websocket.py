@@ -106,7 +106,7 @@ async def test_connection_that_is_cut(proxy: Proxy) -> None:
         await client.send("last words")
         await client.recv()
         client.transport.abort()
-    found = await proxy.until(closed)
+        found = await proxy.until(closed)  # the server's own end comes later
     assert (messages(found)[-1].close_code, messages(found)[-1].direction) == (1006, "SEND")
 
 
