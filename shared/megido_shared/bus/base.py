@@ -86,6 +86,8 @@ class Position:
     last_event_id: bytes = b""
 
 
+BEHIND_A_FAILURE = "an append before this one failed"
+
 type Resume = Callable[[Collection[Stream]], Awaitable[Mapping[Stream, Position]]]
 """Asked on every assignment where to read on; a stream left out starts at the group's committed offset, or else
 at the earliest record. Lets a database, not the bus, be the truth about how far a consumer is."""
@@ -133,8 +135,11 @@ class Bus(Protocol):
     async def topics(self) -> frozenset[str]:
         """The names of the topics that exist."""
 
-    async def producer(self, name: str) -> Producer:
-        """`name` is the producer's: on the local bus the slot `<name>-<n>` that it holds until closed."""
+    async def producer(self, name: str, *, ordered: bool = False) -> Producer:
+        """`name` is the producer's: on the local bus the slot `<name>-<n>` that it holds until closed.
+
+        With `ordered`, appends may overlap and are stored in the order of the calls; once one has failed all others
+        fail, for ever: who makes another producer and begins again with the failed one keeps the order."""
 
     async def consumer(
         self,

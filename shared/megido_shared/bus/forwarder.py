@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client import Counter as CounterMetric
 
 from megido_shared import events
-from megido_shared.bus.base import Batch, Bus, Consumer, Outgoing, Producer, Record, Stream
+from megido_shared.bus.base import BEHIND_A_FAILURE, Batch, Bus, Consumer, Outgoing, Producer, Record, Stream
 from megido_shared.bus.local import LocalBus, follow, group_is_live
 from megido_shared.bus.open import open_bus
 from megido_shared.bus.topics import CONFIG, TOPICS
@@ -54,13 +54,16 @@ _log = logging.getLogger("megido.forwarder")
 
 
 class Shipper(Protocol):
-    """The other side. `depth` batches may be under way at a time; `ship` begins them in the order of its calls, and
-    after a failure all of them are shipped again."""
+    """The other side. `depth` batches may be under way at a time."""
 
     depth: int
 
     async def ship(self, records: Sequence[Outgoing]) -> int:
-        """Returns when every record is durable there; how many of them it refused for good. Raises Unavailable."""
+        """Returns when every record is durable there; how many of them it refused for good. Raises Unavailable; then
+        all that are under way, and all that come, do so, until `begin_again`: so the order is kept."""
+
+    async def begin_again(self) -> None:
+        """Called after a failure, when nothing is under way."""
 
     async def close(self) -> None: ...
 
@@ -71,22 +74,29 @@ class KafkaShipper:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._producer: Producer | None = None
-        self._prepared = False
+        self._failed = False
         self._preparing = asyncio.Lock()
 
     async def ship(self, records: Sequence[Outgoing]) -> int:
         try:
-            async with self._preparing:  # each waits its turn, so the order stays
-                if not self._prepared:
-                    await self._prepare()
-                    self._prepared = True
+            async with self._preparing:
+                if self._failed:
+                    raise Unavailable(BEHIND_A_FAILURE)
                 if self._producer is None:
-                    self._producer = await self._bus.producer(GROUP)
-            await self._producer.append([with_headers(record) for record in records])
-        except Unavailable:
-            self._prepared = False  # it may be another, empty Kafka that answers next
+                    await self._prepare()
+                    self._producer = await self._bus.producer(GROUP, ordered=True)
+                producer = self._producer
+            await producer.append([with_headers(record) for record in records])
+        except BaseException:
+            self._failed = True
             raise
         return 0
+
+    async def begin_again(self) -> None:
+        """Looks for the topics again too: it may be another, empty Kafka that answers next."""
+        producer, self._producer, self._failed = self._producer, None, False
+        if producer:
+            await producer.close()
 
     async def close(self) -> None:
         if self._producer:
@@ -130,6 +140,9 @@ class HttpShipper:
             return await self.ship(records[:half]) + await self.ship(records[half:])
         _log.error("%s refused a record of %s: %s", self._url, records[0].topic, answer.text[:200])
         return 1
+
+    async def begin_again(self) -> None:
+        """One batch at a time has no order to lose."""
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -290,6 +303,7 @@ class Forwarder:
             except Unavailable as error:
                 self._report(str(error))
             await self._recall()
+            await self._shipper.begin_again()
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))
             pause = min(2 * pause, LONGEST_PAUSE)
             for again in self._under_way:

@@ -13,10 +13,11 @@ import pytest
 from megido_shared.bus.base import Outgoing
 from megido_shared.bus.forwarder import KafkaShipper
 from megido_shared.bus.forwarder_child import ForwarderChild
-from megido_shared.bus.local import group_is_live
+from megido_shared.bus.local import Journal, group_is_live
 from megido_shared.bus.topics import FLOWS, Topic
 from megido_shared.datadir import DataDir
 from megido_shared.errors import Unavailable
+from tests.support.waiting import until
 
 
 class Emptied:
@@ -32,8 +33,12 @@ class Emptied:
         self.known.update(new)
         return new
 
-    async def producer(self, name: str) -> "Emptied":
+    async def producer(self, name: str, *, ordered: bool) -> "Emptied":
+        assert ordered
         return self
+
+    async def close(self) -> None:
+        """As a producer's."""
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         if self.away or any(record.topic not in self.known for record in records):
@@ -49,6 +54,9 @@ async def test_topics_are_made_again_when_another_kafka_answers_after_an_outage(
     with pytest.raises(Unavailable):
         await shipper.ship([Outgoing(FLOWS.name, b"k", b"two")])
     kafka.away = False
+    with pytest.raises(Unavailable, match="before this one failed"):
+        await shipper.ship([Outgoing(FLOWS.name, b"k", b"three")])
+    await shipper.begin_again()
     await shipper.ship([Outgoing(FLOWS.name, b"k", b"two")])
     assert kafka.stored == [b"one", b"two"]
 
@@ -93,3 +101,26 @@ def test_a_child_that_does_not_end_is_killed_in_time(tmp_path: Path) -> None:
     child.stop(0.2)
     assert time.monotonic() - began < 5 and process.returncode == -signal.SIGKILL
     process.stdout.close()
+
+
+def test_what_a_child_says_goes_through_the_log_and_not_to_the_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal.open(DataDir(tmp_path / "data"), "capture")
+    assert journal.append(FLOWS.name, b"k", b"v")
+    child = ForwarderChild(DataDir(tmp_path / "data"), kafka="127.0.0.1:1")
+    with caplog.at_level("INFO"):
+        child.tick(0.0)
+        try:
+            until(lambda: "trying again" in caplog.text, "it has said that nobody is there")
+        finally:
+            child.stop()
+        bad = ForwarderChild(DataDir(tmp_path / "data"), kafka="", api_url="nowhere")
+        bad.tick(0.0)
+        until(lambda: "must begin with http" in caplog.text, "why it ended")
+        bad.stop()
+    found = [record for record in caplog.records if record.name == "megido.forwarder"]
+    assert found and all(record.levelname == "WARNING" for record in found), "an error would end mitmproxy's start"
+    assert not any("WARNING" in record.getMessage() for record in found), "one prefix, not two"
+    journal.close()
+    assert capfd.readouterr().err == ""

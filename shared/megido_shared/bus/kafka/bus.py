@@ -74,8 +74,8 @@ class KafkaBus:
         async with self._admin() as admin:
             return frozenset(name for name in await _names(admin) if not name.startswith("__"))
 
-    async def producer(self, name: str) -> base.Producer:
-        return KafkaProducer(self._options, deadline=self._append_seconds)
+    async def producer(self, name: str, *, ordered: bool = False) -> base.Producer:
+        return KafkaProducer(self._options, deadline=self._append_seconds, ordered=ordered)
 
     async def consumer(
         self,

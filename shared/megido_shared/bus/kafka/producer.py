@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
-from megido_shared.bus.base import Outgoing
+from megido_shared.bus.base import BEHIND_A_FAILURE, Outgoing
 from megido_shared.bus.kafka.client import CONNECT_SECONDS, MAX_REQUEST_BYTES, ended, within
 from megido_shared.errors import Unavailable
 
@@ -22,16 +22,17 @@ BATCH_BYTES = 1 << 20
 class KafkaProducer:
     """With the broker away an idempotent aiokafka producer never gives up: `send`, `flush` and `stop` hang
     (aiokafka #1013, #1101), and a sequence error wedges it (#1017). So every call has a deadline, and a producer
-    that missed it or failed is abandoned; the next append makes a new one.
+    that missed it or failed is abandoned; the next append makes a new one, unless the order matters (`ordered`).
 
-    Appends may overlap. Each is queued whole before the next, and the client has one batch of a partition under way
-    at a time, so their order is kept; when one fails, all that were queued behind it fail, or the broker refuses them
-    (a gap in the sequence numbers): the caller repeats them in order.
+    Overlapping appends keep their order: each is queued whole before the next, the client has one batch of a partition
+    under way at a time, and behind one that failed the broker refuses the next (a gap in the sequence numbers).
     """
 
-    def __init__(self, options: Mapping[str, Any], *, deadline: float = APPEND_SECONDS) -> None:
+    def __init__(self, options: Mapping[str, Any], *, deadline: float = APPEND_SECONDS, ordered: bool = False) -> None:
         self._options = options
         self._deadline = deadline
+        self._ordered = ordered
+        self._failed = False
         self._client: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._queueing = asyncio.Lock()
@@ -41,8 +42,7 @@ class KafkaProducer:
         try:
             await within(self._deadline, self._send(client, records), f"storing {len(records)} records")
         except (Unavailable, asyncio.CancelledError):
-            if self._client is client:
-                self._client = None
+            self._give_up(client)
             await _abandon(client)
             raise
 
@@ -53,11 +53,24 @@ class KafkaProducer:
 
     async def _send(self, client: AIOKafkaProducer, records: Sequence[Outgoing]) -> None:
         async with self._queueing:
-            batches = await _queue(client, records)
+            if self._client is not client:
+                raise Unavailable(BEHIND_A_FAILURE)
+            try:
+                batches = await _queue(client, records)
+            except BaseException:
+                self._give_up(client)  # before the next has its turn
+                raise
         await asyncio.gather(*batches)
+
+    def _give_up(self, client: AIOKafkaProducer) -> None:
+        self._failed = True
+        if self._client is client:
+            self._client = None
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
+            if self._failed and self._ordered:
+                raise Unavailable(BEHIND_A_FAILURE)
             if self._client is None:
                 client = AIOKafkaProducer(
                     **self._options,
@@ -70,6 +83,7 @@ class KafkaProducer:
                 try:
                     await within(min(self._deadline, CONNECT_SECONDS), client.start(), "connecting")
                 except BaseException:
+                    self._failed = True
                     await _abandon(client)
                     raise
                 self._client = client

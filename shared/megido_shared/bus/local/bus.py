@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Collection, Sequence
 
 from megido_shared.bus import base
-from megido_shared.bus.base import Outgoing, Resume, Revoked
+from megido_shared.bus.base import BEHIND_A_FAILURE, Outgoing, Resume, Revoked
 from megido_shared.bus.local.config import ConfigFiles
 from megido_shared.bus.local.consumer import LocalConsumer
 from megido_shared.bus.local.files import make_dir
@@ -21,12 +21,17 @@ from megido_shared.errors import ConfigurationError, Unavailable
 class LocalProducer:
     """Appends through a journal of its own."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, *, ordered: bool = False) -> None:
         self.journal = journal
+        self._ordered = ordered
+        self._failed = False
 
     async def append(self, records: Sequence[Outgoing]) -> None:
         for record in records:
+            if self._failed and self._ordered:
+                raise Unavailable(BEHIND_A_FAILURE)
             if not self.journal.append(record.topic, record.key, record.value):
+                self._failed = True
                 raise Unavailable(f"the journal of {self.journal.node} cannot take a record: {_reasons(self.journal)}")
 
     async def close(self) -> None:
@@ -61,8 +66,8 @@ class LocalBus:
         except FileNotFoundError:
             return frozenset()
 
-    async def producer(self, name: str) -> base.Producer:
-        return LocalProducer(await asyncio.to_thread(Journal.open, self._data_dir, name))
+    async def producer(self, name: str, *, ordered: bool = False) -> base.Producer:
+        return LocalProducer(await asyncio.to_thread(Journal.open, self._data_dir, name), ordered=ordered)
 
     async def consumer(
         self,
