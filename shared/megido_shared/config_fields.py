@@ -17,7 +17,7 @@ MAX_MESSAGE = 1 << 30
 DEFAULT_MAX_CLIENTS = 2000
 """Far above what browsers and scanners of a team open, below what memory and 4,096 open files hold (two each)."""
 DEFAULT_MAX_MESSAGE = 1 << 20
-MAX_TEXT = 65_536
+MAX_TEXT = 32_768
 
 type Kind = Literal["flag", "number", "text", "networks", "names", "secret", "folder"]
 

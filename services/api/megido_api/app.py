@@ -14,16 +14,18 @@ from prometheus_client import CollectorRegistry
 from megido_api import docs, problems
 from megido_api.access import Guard
 from megido_api.auth.endpoints import router as auth
+from megido_api.config.endpoints import router as config
 from megido_api.database import Database
 from megido_api.errors.endpoints import router as errors
 from megido_api.events.endpoints import router as events
 from megido_api.flows.endpoints import router as flows
 from megido_api.health.endpoints import router as health
 from megido_api.metrics import RequestMetrics
+from megido_api.nodes.endpoints import router as nodes
 from megido_api.openapi import describe
+from megido_api.publisher import SnapshotPublisher
 from megido_api.replays.endpoints import router as replays
 from megido_api.rules.endpoints import router as rules
-from megido_api.rules.publisher import RulesPublisher
 from megido_api.settings import Settings
 from megido_api.state import State
 from megido_api.stats.endpoints import router as stats
@@ -59,7 +61,7 @@ def create_app(settings: Settings, *, bus: Bus | None = None) -> FastAPI:
     )
     app.state.stopping = asyncio.Event()
     problems.install(app)
-    for router in (flows, replays, websockets, errors, auth, stats, events, rules, health):
+    for router in (flows, replays, websockets, errors, auth, stats, events, rules, config, nodes, health):
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     app.add_api_route("/docs", _docs, include_in_schema=False)
@@ -97,7 +99,7 @@ async def _running(
         return bus.producer("api")
 
     relay = Relay(engine, producer)
-    publisher = RulesPublisher(engine, bus)
+    publisher = SnapshotPublisher(engine, bus)
     stopping: asyncio.Event = app.state.stopping
     app.state.megido = State(
         settings=settings,
@@ -105,12 +107,12 @@ async def _running(
         bus=bus,
         relay=relay,
         clock=SystemClock(),
-        rules_changed=publisher.wake,
+        config_changed=publisher.wake,
         registry=registry,
         stopping=stopping,
     )
     stop = asyncio.Event()
-    tasks = [_background(relay.run(stop), "outbox relay"), _background(publisher.run(), "rules publisher")]
+    tasks = [_background(relay.run(stop), "outbox relay"), _background(publisher.run(), "configuration publisher")]
     try:
         yield
     finally:

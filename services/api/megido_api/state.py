@@ -18,15 +18,15 @@ from megido_shared.db.outbox import Relay
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """`rules_changed` makes running proxies get the new rules. `stopping` is set when the process is told to
-    stop: what waits for something gives up."""
+    """`config_changed` makes running proxies get the new rules and settings. `stopping` is set when the process is
+    told to stop: what waits for something gives up."""
 
     settings: Settings
     database: Database
     bus: Bus
     relay: Relay
     clock: Clock
-    rules_changed: Callable[[], None]
+    config_changed: Callable[[], None]
     registry: CollectorRegistry
     stopping: asyncio.Event
     origin: Origin = field(default_factory=Origin)

@@ -1,9 +1,10 @@
 """`/interceptor/api/payload-rules/`."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -12,8 +13,10 @@ from megido_api.problems import ErrorAnswer, Problem, bad_field, not_found
 from megido_api.rules import queries
 from megido_api.rules.patterns import check_injection, check_pattern
 from megido_api.rules.schemas import ActiveRules, Rule, RuleInput, RulePatch
+from megido_api.snapshots import GLOBAL, raise_version, record
 from megido_api.state import State, StateDep
 from megido_api.views import iso
+from megido_api.who import who
 
 router = APIRouter(prefix="/interceptor/api/payload-rules", tags=["payload rules"])
 
@@ -31,8 +34,13 @@ async def list_payload_rules(
     for name in names:
         if name.removeprefix("-") not in queries.ORDERINGS:
             raise bad_field("ordering", f"{name!r} is none of {', '.join(queries.ORDERINGS)}")
-    rows = await state.database.read(lambda connection: queries.listed(connection, search, names))
-    return [_shown(row) for row in rows]
+
+    async def work(connection: AsyncConnection) -> list[dict[str, Any]]:
+        rows = await queries.listed(connection, search, names)
+        troubles = await queries.troubles(connection)
+        return [_shown(row, troubles) for row in rows]
+
+    return await state.database.read(work)
 
 
 @router.get("/active/", summary="Active payload rules of an application", response_model=ActiveRules)
@@ -43,66 +51,89 @@ async def list_active_payload_rules(state: StateDep, source_app: Filter = None) 
 
 
 @router.post("/", summary="Create a payload rule", status_code=201, response_model=Rule)
-async def create_payload_rule(state: StateDep, rule: RuleInput) -> Any:
+async def create_payload_rule(state: StateDep, request: Request, rule: RuleInput) -> Any:
     values = rule.model_dump()
     _check(values)
-    return _shown(await _changed(state, lambda connection: queries.create(connection, values)))
+
+    async def work(connection: AsyncConnection) -> tuple[None, Row[Any]]:
+        return None, await queries.create(connection, values)
+
+    return _shown(await _changed(state, who(request), work))
 
 
 @router.get("/{rule_id}/", summary="One payload rule", response_model=Rule, responses=_NOT_FOUND)
 async def get_payload_rule(state: StateDep, rule_id: RuleId) -> Any:
-    row = await state.database.read(lambda connection: queries.one(connection, rule_id))
-    return _shown(_found(row, rule_id))
+
+    async def work(connection: AsyncConnection) -> dict[str, Any]:
+        row = _found(await queries.one(connection, rule_id), rule_id)
+        return _shown(row, await queries.troubles(connection))
+
+    return await state.database.read(work)
 
 
 @router.put("/{rule_id}/", summary="Replace a payload rule", response_model=Rule, responses=_NOT_FOUND)
-async def replace_payload_rule(state: StateDep, rule_id: RuleId, rule: RuleInput) -> Any:
-    return _shown(await _update(state, rule_id, rule.model_dump()))
+async def replace_payload_rule(state: StateDep, request: Request, rule_id: RuleId, rule: RuleInput) -> Any:
+    return _shown(await _update(state, who(request), rule_id, rule.model_dump()))
 
 
 @router.patch("/{rule_id}/", summary="Change fields of a payload rule", response_model=Rule, responses=_NOT_FOUND)
-async def change_payload_rule(state: StateDep, rule_id: RuleId, patch: RulePatch) -> Any:
+async def change_payload_rule(state: StateDep, request: Request, rule_id: RuleId, patch: RulePatch) -> Any:
     values = patch.model_dump(exclude_unset=True)
     for name, value in values.items():
         if value is None:
             raise bad_field(name, "must not be null")
-    return _shown(await _update(state, rule_id, values))
+    return _shown(await _update(state, who(request), rule_id, values))
 
 
 @router.delete("/{rule_id}/", summary="Delete a payload rule", status_code=204, responses=_NOT_FOUND)
-async def delete_payload_rule(state: StateDep, rule_id: RuleId) -> Response:
-    async def work(connection: AsyncConnection) -> None:
-        if not await queries.remove(connection, rule_id):
-            raise not_found("payload rule", rule_id)
+async def delete_payload_rule(state: StateDep, request: Request, rule_id: RuleId) -> Response:
+    async def work(connection: AsyncConnection) -> tuple[Row[Any], None]:
+        old = _found(await queries.one(connection, rule_id, lock=True), rule_id)
+        await queries.remove(connection, rule_id)
+        return old, None
 
-    await _changed(state, work)
+    await _changed(state, who(request), work)
     return Response(status_code=204)
 
 
-async def _update(state: State, rule_id: int, values: dict[str, Any]) -> Row[Any]:
+async def _update(state: State, by: str, rule_id: int, values: dict[str, Any]) -> Row[Any]:
     """What a rule becomes is checked as a whole: a patch of one field may not fit the others."""
 
-    async def work(connection: AsyncConnection) -> Row[Any]:
+    async def work(connection: AsyncConnection) -> tuple[Row[Any], Row[Any]]:
         old = _found(await queries.one(connection, rule_id, lock=True), rule_id)
         _check({name: getattr(old, name) for name in RuleInput.model_fields} | values)
-        return _found(await queries.change(connection, rule_id, values), rule_id)
+        return old, _found(await queries.change(connection, rule_id, values), rule_id)
 
-    return await _changed(state, work)
+    return await _changed(state, by, work)
 
 
-async def _changed[T](state: State, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    """Commits a change under a new version, then lets running proxies know."""
+async def _changed[T: Row[Any] | None](
+    state: State, by: str, work: Callable[[AsyncConnection], Awaitable[tuple[Row[Any] | None, T]]]
+) -> T:
+    """Commits a change (what was, what is) under a new version, then lets running proxies know."""
 
     async def versioned(connection: AsyncConnection) -> T:
-        result = await work(connection)
-        await queries.raise_version(connection)
+        old, new = await work(connection)
+        version = await raise_version(connection, GLOBAL)
+        await record(connection, version, GLOBAL, _difference(old, new), by)
         if await queries.active_bytes(connection) > queries.MAX_SNAPSHOT_BYTES:
             raise Problem(400, "too_many_rules", f"active rules exceed {queries.MAX_SNAPSHOT_BYTES} bytes together")
-        return result
+        return new
 
     result = await state.database.write(versioned)
-    state.rules_changed()
+    state.config_changed()
     return result
+
+
+def _difference(old: Row[Any] | None, new: Row[Any] | None) -> dict[str, Any]:
+    """For the audit."""
+    known = old if old is not None else new
+    assert known is not None
+    return {f"payload_rules.{known.id}": {"old": _audited(old), "new": _audited(new)}}
+
+
+def _audited(row: Row[Any] | None) -> dict[str, Any] | None:
+    return None if row is None else {name: getattr(row, name) for name in RuleInput.model_fields}
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -116,7 +147,8 @@ def _found(row: Row[Any] | None, rule_id: int) -> Row[Any]:
     return row
 
 
-def _shown(row: Row[Any]) -> dict[str, Any]:
+def _shown(row: Row[Any], troubles: Mapping[int, queries.Trouble] = MappingProxyType({})) -> dict[str, Any]:
+    trouble = troubles.get(row.id, queries.Trouble())
     return {
         "id": row.id,
         "name": row.name,
@@ -132,4 +164,6 @@ def _shown(row: Row[Any]) -> dict[str, Any]:
         "updated_at": iso(row.updated_at),
         "hits": row.hits,
         "last_hit_at": None if row.last_hit_at is None else iso(row.last_hit_at),
+        "errors": trouble.errors,
+        "skipped": trouble.skipped,
     }

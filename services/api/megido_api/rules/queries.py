@@ -1,24 +1,42 @@
-"""SQL of the payload rules and of the version of their snapshot."""
+"""SQL of the payload rules."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, and_, any_, delete, func, insert, literal, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    and_,
+    any_,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api import paging
-from megido_shared.config import PayloadRule, Snapshot
-from megido_shared.db.tables import config_snapshots, payload_rules
+from megido_shared.db.tables import nodes, payload_rules
 
-SCOPE = "global"
 ORDERINGS = ("id", "name", "active", "created_at", "updated_at", "hits")
 MAX_SNAPSHOT_BYTES = 600_000
 """Of the active rules' texts: a snapshot is one record on the bus."""
 
-_PUBLISH_LOCK = 0x4D45_4749_444F_0001
 _c = payload_rules.c
+
+
+class Trouble(NamedTuple):
+    """How often a rule failed, and how often it was left out because a body was too large for it."""
+
+    errors: int = 0
+    skipped: int = 0
 
 
 async def listed(connection: AsyncConnection, search: str | None, ordering: Sequence[str]) -> Sequence[Row[Any]]:
@@ -63,23 +81,6 @@ async def remove(connection: AsyncConnection, rule_id: int) -> bool:
     return found.first() is not None
 
 
-async def raise_version(connection: AsyncConnection, at_least: int = 1) -> int:
-    """The version of the change that this transaction makes. Its row's lock puts changes in one order."""
-    now = datetime.now(UTC)
-    row = {"scope": SCOPE, "version": at_least, "settings": {}, "updated_at": now}
-    current = config_snapshots.c.version
-    query = (
-        upsert(config_snapshots)
-        .values(row)
-        .on_conflict_do_update(
-            index_elements=[config_snapshots.c.scope],
-            set_={"version": func.greatest(current + 1, at_least), "updated_at": now},
-        )
-        .returning(current)
-    )
-    return int((await connection.execute(query)).scalar_one())
-
-
 async def active_bytes(connection: AsyncConnection) -> int:
     """About how large a snapshot of the active rules is."""
     texts = _c.name + _c.target_url_pattern + _c.injection_point + _c.payload_content
@@ -88,33 +89,18 @@ async def active_bytes(connection: AsyncConnection) -> int:
     return int(await connection.scalar(select(size).where(_c.active)) or 0)
 
 
-async def lock_publishing(connection: AsyncConnection) -> None:
-    """Until the transaction's end: an older snapshot must not be put after a newer one."""
-    await connection.execute(select(func.pg_advisory_xact_lock(_PUBLISH_LOCK)))
-
-
-async def snapshot(connection: AsyncConnection) -> Snapshot | None:
-    """The version and the rules of one moment (one statement); None before the first version."""
+async def troubles(connection: AsyncConnection) -> dict[int, Trouble]:
+    """By rule, what nodes counted since their starts; of those that were heard of in the last day."""
+    entry = func.jsonb_each_text(nodes.c.counters).table_valued("key", "value").render_derived()
+    kind, number = func.split_part(entry.c.key, ":", 1), func.split_part(entry.c.key, ":", 2)
     query = (
-        select(config_snapshots.c.version, payload_rules)
-        .select_from(config_snapshots.outerjoin(payload_rules, _c.active))
-        .where(config_snapshots.c.scope == SCOPE)
-        .order_by(_c.id)
+        select(kind, number, func.sum(cast(entry.c.value, BigInteger)))
+        .select_from(nodes.join(entry, true()))
+        .where(kind.in_(("rule_errors", "rule_skipped")), nodes.c.seen_at > func.now() - timedelta(days=1))
+        .group_by(kind, number)
     )
-    rows = (await connection.execute(query)).all()
-    if not rows:
-        return None
-    rules = tuple(_rule(row) for row in rows if row.id is not None)
-    return Snapshot(scope=SCOPE, version=rows[0].version, rules=rules)
-
-
-def _rule(row: Row[Any]) -> PayloadRule:
-    return PayloadRule(
-        id=row.id,
-        name=row.name,
-        target_url_pattern=row.target_url_pattern,
-        injection_type=row.injection_type,
-        injection_point=row.injection_point,
-        payload_content=row.payload_content,
-        target_apps=tuple(row.target_apps),
-    )
+    found: dict[int, Trouble] = {}
+    for name, rule, count in await connection.execute(query):
+        known = found.get(int(rule), Trouble())
+        found[int(rule)] = known._replace(**{name.removeprefix("rule_"): int(count)})
+    return found

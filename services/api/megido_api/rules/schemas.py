@@ -27,6 +27,8 @@ class Rule(BaseModel):
     updated_at: str
     hits: int
     last_hit_at: str | None
+    errors: int = Field(description="how often it could not be applied, counted by nodes since their starts")
+    skipped: int = Field(description="how often a body was too large for it, counted likewise")
 
 
 class ActiveRules(BaseModel):

@@ -1,0 +1,1 @@
+"""The configuration of running proxies: read, changed field by field, audited."""

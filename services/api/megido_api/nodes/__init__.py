@@ -1,0 +1,1 @@
+"""The nodes that said something of themselves."""

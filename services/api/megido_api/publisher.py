@@ -1,0 +1,107 @@
+"""Puts the current snapshots on the bus: at the start, after each change, and whenever the bus has others."""
+
+import asyncio
+import logging
+
+import msgspec
+from psycopg import Error as PsycopgError
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from megido_api.snapshots import GLOBAL, raise_version, snapshots
+from megido_shared.bus.base import Bus
+from megido_shared.config import Snapshot, decode_snapshot, encode_snapshot
+from megido_shared.errors import Unavailable
+
+_BUS_TIMEOUT_S = 10.0
+_PUBLISH_LOCK = 0x4D45_4749_444F_0001
+
+_log = logging.getLogger(__name__)
+
+
+class SnapshotPublisher:
+    """Postgres is the truth; with the bus or Postgres away it tries again until they agree."""
+
+    def __init__(self, engine: AsyncEngine, bus: Bus, *, check_s: float = 60.0, retry_s: float = 1.0) -> None:
+        self._engine = engine
+        self._bus = bus
+        self._check_s = check_s
+        self._retry_s = retry_s
+        self._wake = asyncio.Event()
+        self._failing = False
+        self._seen: dict[str, Snapshot] = {}
+        """What the bus had when it was last looked at. Only a change, or the next check, looks again."""
+
+    def wake(self) -> None:
+        """A change was committed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                await self.publish()
+                self._failing = False
+            except (Unavailable, TimeoutError, SQLAlchemyError, PsycopgError, OSError) as error:
+                if not self._failing:
+                    _log.warning(
+                        "configuration: cannot publish now, will keep trying: %s", str(error).partition("\n")[0]
+                    )
+                self._failing = True
+                await asyncio.sleep(self._retry_s)
+                continue
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._check_s)
+            except TimeoutError:
+                self._seen.clear()
+
+    async def publish(self) -> None:
+        """Makes the bus hold what Postgres holds. One publisher at a time, whatever the number of APIs."""
+        while True:
+            async with self._engine.begin() as connection, asyncio.timeout(_BUS_TIMEOUT_S):
+                await _lock(connection)
+                wanted = {snapshot.scope: snapshot for snapshot in await snapshots(connection)}
+                hidden = {} if GLOBAL in wanted else {GLOBAL: 0}
+                for scope, snapshot in wanted.items():
+                    if self._seen.get(scope) != snapshot:
+                        hidden |= await self._put(snapshot)
+                if not hidden:
+                    return
+                # Committed before anything is published: a version must never be given twice.
+                for scope, version in hidden.items():
+                    await raise_version(connection, scope, at_least=version + 1)
+
+    async def _put(self, wanted: Snapshot) -> dict[str, int]:
+        """The version on the bus that keeps proxies from taking the wanted snapshot, by its scope; empty when they
+        will."""
+        current = _decode(await self._bus.get_config(wanted.scope))
+        if current is not None and _hides(current, wanted):
+            return {wanted.scope: current.version}
+        if current != wanted:
+            await self._bus.put_config(wanted.scope, encode_snapshot(wanted))
+        self._seen[wanted.scope] = wanted
+        return {}
+
+
+async def _lock(connection: AsyncConnection) -> None:
+    """Until the transaction's end: an older snapshot must not be put after a newer one."""
+    await connection.execute(select(func.pg_advisory_xact_lock(_PUBLISH_LOCK)))
+
+
+def _hides(current: Snapshot, wanted: Snapshot) -> bool:
+    """Whether proxies, which take only risen versions, would not take the wanted snapshot after the current one:
+    a new database under an old bus."""
+    return current != wanted and current.version >= wanted.version
+
+
+def _decode(raw: bytes | None) -> Snapshot | None:
+    """A value that nobody can read counts as none: it is replaced."""
+    if raw is None:
+        return None
+    try:
+        return decode_snapshot(raw)
+    except msgspec.DecodeError:
+        _log.warning("configuration: the bus holds a snapshot that cannot be read; it is replaced")
+        return None

@@ -1,0 +1,260 @@
+"""The configuration: read, changed field by field, refused when no proxy could apply it, audited, published."""
+
+import asyncio
+from typing import Any
+
+import argon2
+import pytest
+
+from megido_api.settings import Settings
+from megido_shared.bus.local import LocalBus
+from megido_shared.config import Snapshot, decode_snapshot, encode_snapshot
+from megido_shared.config_fields import FIELDS, SECRETS
+from tests.integration.api.harness import Api, eventually, running
+
+PATH = "/proxy/api/config/"
+FOUNDING = {
+    "auth_enabled": False,
+    "auth_username": "",
+    "ip_whitelist": "",
+    "ip_blacklist": "",
+    "logging_enabled": True,
+    "log_request_body": True,
+    "log_response_body": True,
+    "log_directory": "logs/proxy",
+    "connection_timeout": 30,
+    "transfer_timeout": 0,
+    "max_concurrent_clients": 2000,
+    "cache_enabled": False,
+    "websocket_enabled": True,
+}
+PASSWORD, TOKEN = "correct horse battery", "f00d-" * 8
+
+
+async def published(api: Api, scope: str = "global", at_least: int = 1) -> Snapshot:
+    """The snapshot that proxies get, once its version is that high."""
+
+    async def current() -> Snapshot | None:
+        raw = await api.bus.get_config(scope)
+        found = None if raw is None else decode_snapshot(raw)
+        return found if found is not None and found.version >= at_least else None
+
+    found = await eventually(current, f"version {at_least} of {scope}")
+    assert found is not None
+    return found
+
+
+def problem(answer: dict[str, Any]) -> tuple[str, str]:
+    [entry] = answer["error"]["details"]["fields"]
+    return entry["field"], entry["problem"]
+
+
+async def test_every_field_with_its_default_and_help(api: Api) -> None:
+    found = await api.get(PATH)
+    assert {name: found[name] for name in FOUNDING} == FOUNDING
+    assert (found["scope"], found["own"], found["overridden"]) == ("global", [], {})
+    assert (found["auth_password_set"], found["auth_token_set"]) == (False, False)
+    assert set(found["fields"]) == set(FIELDS)
+    for name, field in FIELDS.items():
+        assert found["fields"][name]["help"] and found["fields"][name]["default"] == field.default
+        assert name in SECRETS or found[name] == field.default
+    assert (found["fields"]["connection_timeout"]["minimum"], found["fields"]["max_body_size"]["type"]) == (1, "number")
+
+
+async def test_a_change_is_in_force_published_and_audited(api: Api) -> None:
+    first = await published(api)
+    changed = await api.send("PATCH", PATH, {"logging_enabled": False, "ip_blacklist": "10.0.0.0/8, 2001:db8::1"})
+    assert (changed["logging_enabled"], changed["ip_blacklist"]) == (False, "10.0.0.0/8, 2001:db8::1")
+    assert changed["own"] == ["ip_blacklist", "logging_enabled"] and changed["version"] == first.version + 1
+    snapshot = await published(api, at_least=changed["version"])
+    assert (snapshot.settings.logging_enabled, snapshot.settings.ip_blacklist) == (False, "10.0.0.0/8, 2001:db8::1")
+    assert snapshot.settings.log_request_body is None
+
+    same = await api.send("PATCH", PATH, {"logging_enabled": False})
+    assert same["version"] == changed["version"]
+    back = await api.send("PATCH", PATH, {"logging_enabled": None, "connection_timeout": 5})
+    assert (back["logging_enabled"], back["connection_timeout"]) == (True, 5)
+    assert back["own"] == ["ip_blacklist", "connection_timeout"]
+
+    found = await api.get(f"{PATH}history/")
+    assert found["total"] == 2
+    newest, oldest = found["changes"]
+    assert (newest["version"], newest["scope"], newest["changed_by"]) == (back["version"], "global", "127.0.0.1")
+    assert newest["changes"] == {
+        "logging_enabled": {"old": False, "new": None},
+        "connection_timeout": {"old": None, "new": 5},
+    }
+    assert oldest["changes"]["ip_blacklist"] == {"old": None, "new": "10.0.0.0/8, 2001:db8::1"}
+    assert (await api.get(f"{PATH}history/", before=newest["version"]))["changes"] == [oldest]
+    assert (await api.get(f"{PATH}history/", scope="app:x"))["changes"] == []
+
+
+async def test_put_replaces_all_but_secrets(api: Api) -> None:
+    await api.send("PATCH", PATH, {"max_body_size": 10, "auth_password": PASSWORD})
+    found = await api.send("PUT", PATH, {"cache_enabled": True})
+    assert (found["max_body_size"], found["cache_enabled"], found["auth_password_set"]) == (1048576, True, True)
+    assert found["own"] == ["auth_password", "cache_enabled"]
+
+
+async def test_secrets_are_hashed_never_shown_and_removed_by_an_empty_one(api: Api, settings: Settings) -> None:
+    changed = await api.send(
+        "PATCH", PATH, {"auth_enabled": True, "auth_username": "ann", "auth_password": PASSWORD, "auth_token": TOKEN}
+    )
+    assert (changed["auth_password_set"], changed["auth_token_set"]) == (True, True)
+    snapshot = await published(api, at_least=changed["version"])
+    hasher = argon2.PasswordHasher()
+    for secret, kept in (
+        (PASSWORD, snapshot.settings.auth_password_hash),
+        (TOKEN, snapshot.settings.auth_token_hash),
+    ):
+        assert kept is not None and kept.startswith("$argon2id$") and hasher.verify(kept, secret)
+    history = await api.get(f"{PATH}history/")
+    assert history["changes"][0]["changes"]["auth_password"] == {"old": None, "new": "changed"}
+    for shown in (changed, await api.get(PATH), history, await api.get(f"{PATH}active/")):
+        assert PASSWORD not in str(shown) and TOKEN not in str(shown)
+    assert "argon2" not in str((changed, history))
+    files = [path for path in settings.common.data_dir.root.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if PASSWORD.encode() in path.read_bytes()]
+
+    kept_token = await api.send("PATCH", PATH, {"auth_password": ""})
+    assert (kept_token["auth_password_set"], kept_token["auth_token_set"]) == (False, True)
+    refused = await api.send("PATCH", PATH, {"auth_token": ""}, status=400)
+    assert problem(refused)[0] == "auth_enabled"
+    assert (await api.get(PATH))["auth_token_set"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        ({"ip_whitelist": "10.0.0.0/8, 10.0.0.300"}, "ip_whitelist", "'10.0.0.300'"),
+        ({"ip_blacklist": "fe80::/200"}, "ip_blacklist", "'fe80::/200'"),
+        ({"ip_blacklist": "10.0.0.1/8"}, "ip_blacklist", "'10.0.0.1/8'"),
+        ({"connection_timeout": 0}, "connection_timeout", "between 1 and 86400"),
+        ({"connection_timeout": "30"}, "connection_timeout", ""),
+        ({"connection_timeout": True}, "connection_timeout", ""),
+        ({"max_body_size": -1}, "max_body_size", "between"),
+        ({"max_body_size": 1 << 63}, "max_body_size", ""),
+        ({"logging_enabled": "yes"}, "logging_enabled", ""),
+        ({"auth_username": "a\r\nb"}, "auth_username", "control"),
+        ({"auth_enabled": True}, "auth_enabled", "auth_password or auth_token"),
+        ({"log_directory": "../x"}, "log_directory", "'..'"),
+        ({"passthrough_hosts": "a b"}, "passthrough_hosts", "'a b'"),
+        ({"auth_password_hash": "x"}, "auth_password_hash", "not known"),
+        ({"nonsense": 1}, "nonsense", "not known"),
+    ],
+)
+async def test_what_no_proxy_could_apply_is_refused_with_its_field(
+    api: Api, change: dict[str, Any], field: str, says: str
+) -> None:
+    await published(api)
+    before = await api.get(PATH)
+    for method in ("PATCH", "PUT"):
+        found = await api.send(method, PATH, {"cache_enabled": True} | change, status=400)
+        assert problem(found)[0] == field
+        assert says in problem(found)[1]
+    assert await api.get(PATH) == before
+
+
+async def test_scopes_over_the_global_one(api: Api) -> None:
+    await api.send("PATCH", PATH, {"max_body_size": 100, "connection_timeout": 7})
+    scoped = await api.send("PATCH", f"{PATH}app:scanner/", {"max_body_size": 200})
+    assert (scoped["scope"], scoped["max_body_size"], scoped["connection_timeout"]) == ("app:scanner", 200, 7)
+    assert scoped["own"] == ["max_body_size"] and scoped["scopes"] == ["app:scanner", "global"]
+    node = await api.send("PATCH", f"{PATH}node:capture-0/", {"max_body_size": 300})
+    assert node["version"] == scoped["version"] + 1
+    snapshot = await published(api, "app:scanner")
+    assert (snapshot.version, snapshot.settings.max_body_size, snapshot.rules) == (scoped["version"], 200, ())
+
+    active = await api.get(f"{PATH}active/", source_app="scanner", node="capture-0")
+    assert [one["scope"] for one in active["snapshots"]] == ["app:scanner", "global", "node:capture-0"]
+    assert (await api.get(f"{PATH}active/", source_app="other"))["snapshots"][0]["scope"] == "global"
+
+    await api.send("DELETE", f"{PATH}app:scanner/", status=204)
+    left = await published(api, "app:scanner", scoped["version"] + 1)  # proxies must hear of it
+    assert left.settings.max_body_size is None
+    assert (await api.get(f"{PATH}app:scanner/"))["max_body_size"] == 100
+    await api.send("DELETE", f"{PATH}app:scanner/", status=404)
+    assert problem(await api.send("PATCH", f"{PATH}app:x/", {"log_directory": "x"}, status=400))[0] == "log_directory"
+    for bad in ("app:", "nothing", "node:a%0Ab"):
+        await api.get(f"{PATH}{bad}/", status=400)
+
+
+async def test_what_contradicts_in_another_scope_is_refused(api: Api) -> None:
+    await api.send("PATCH", PATH, {"auth_token": TOKEN})
+    await api.send("PATCH", f"{PATH}app:scanner/", {"auth_enabled": True})
+    field, says = problem(await api.send("PATCH", PATH, {"auth_token": None}, status=400))
+    assert field == "auth_enabled" and "app:scanner" in says
+
+
+async def test_two_editors_do_not_overwrite_each_other(api: Api) -> None:
+    await published(api)
+    seen = (await api.send("PATCH", PATH, {"max_body_size": 1}))["version"]
+    await api.send("PATCH", PATH, {"version": seen, "max_body_size": 2})
+    refused = await api.send("PATCH", PATH, {"version": seen, "max_body_size": 3}, status=409)
+    assert refused["error"]["details"]["version"] == seen + 1
+    answer = await api.client.get(PATH)
+    tag = answer.headers["etag"]
+    assert tag == f'"{seen + 1}"'
+    put = {"json": {"max_body_size": 4}, "headers": {"If-Match": tag}}
+    assert (await api.client.put(PATH, **put)).status_code == 200
+    assert (await api.client.put(PATH, **put)).status_code == 412
+    assert (await api.get(PATH))["max_body_size"] == 4
+    new = await api.send("PATCH", f"{PATH}app:new/", {"version": 0, "max_body_size": 5})
+    assert new["max_body_size"] == 5
+
+
+async def test_changes_side_by_side_get_versions_of_their_own(api: Api) -> None:
+    before = (await published(api)).version
+    paths = [PATH, f"{PATH}app:a/", f"{PATH}node:b/"]
+    found = await asyncio.gather(
+        *(api.send("PATCH", paths[number % 3], {"max_body_size": number}) for number in range(1, 13))
+    )
+    history = (await api.get(f"{PATH}history/"))["changes"]
+    assert sorted(change["version"] for change in history) == list(range(before + 1, before + 13))
+    assert len(found) == 12
+
+
+async def test_passthrough_by_one_click(api: Api) -> None:
+    for host in ("Bank.example", "other.example", "bank.example"):
+        found = await api.post(f"{PATH}passthrough/", {"host": f" {host} "}, status=200)
+    assert found["passthrough_hosts"] == "bank.example, other.example"
+    found = await api.send("DELETE", f"{PATH}passthrough/?host=bank.example")
+    assert found["passthrough_hosts"] == "other.example"
+    await api.send("DELETE", f"{PATH}passthrough/?host=bank.example", status=404)
+    for host in ("", "a b", "x" * 300):
+        await api.post(f"{PATH}passthrough/", {"host": host}, status=400)
+
+
+async def test_rules_are_audited_too(api: Api) -> None:
+    rule = {
+        "name": "r",
+        "target_url_pattern": ".",
+        "injection_type": "header",
+        "injection_point": "X",
+        "payload_content": "1",
+    }
+    path = "/interceptor/api/payload-rules/"
+    made = await api.post(path, rule)
+    await api.send("PATCH", f"{path}{made['id']}/", {"active": False})
+    await api.send("DELETE", f"{path}{made['id']}/", status=204)
+    removed, changed, created = (
+        change["changes"][f"payload_rules.{made['id']}"] for change in (await api.get(f"{PATH}history/"))["changes"]
+    )
+    assert (created["old"], created["new"]["name"]) == (None, "r")
+    assert (changed["old"]["active"], changed["new"]["active"]) == (True, False)
+    assert removed["new"] is None
+
+
+async def test_every_scope_is_published_again_at_the_start_and_above_what_the_bus_has(settings: Settings) -> None:
+    bus = LocalBus(settings.common.data_dir)
+    async with running(settings, bus) as api:
+        version = (await api.send("PATCH", f"{PATH}app:scanner/", {"max_body_size": 1}))["version"]
+        await published(api, "app:scanner", version)
+    (settings.common.data_dir.config / "app:scanner").unlink()
+    async with running(settings, bus) as api:
+        assert (await published(api, "app:scanner")).version == version
+    await bus.put_config("app:scanner", encode_snapshot(Snapshot(scope="app:scanner", version=70)))
+    async with running(settings, bus) as api:
+        found = await published(api, "app:scanner", 71)
+        assert found.settings.max_body_size == 1
+        assert (await api.send("PATCH", PATH, {"max_body_size": 2}))["version"] > found.version
