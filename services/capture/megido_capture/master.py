@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,14 @@ class Dispatcher(addonmanager.AddonManager):
                 logger.exception("hook %s failed: %s", event.name, type(error).__name__)
 
 
+def _second_signal() -> asyncio.Event:
+    """Set by the next SIGTERM or SIGINT: whoever sends it does not want to wait."""
+    hurry = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, hurry.set)
+    return hurry
+
+
 class CaptureMaster(master.Master):
     """`modes` decide which of mitmproxy's addons are needed beside the core ones."""
 
@@ -76,8 +85,9 @@ class CaptureMaster(master.Master):
         self.addons.add(capture)
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-        """Listens, calls `ready`, and serves until `stop`; then no connection is accepted any more, and open flows
-        get ten seconds to end. Raises ConfigurationError when a port cannot be bound."""
+        """Listens, calls `ready`, and serves until `stop`; then no connection is accepted any more, idle ones are
+        closed, and what is in use gets ten seconds to end, unless a second signal comes. Raises ConfigurationError when
+        a port cannot be bound."""
         with (
             asyncio_utils.install_exception_handler(self._asyncio_exception_handler),
             asyncio_utils.set_eager_task_factory(),
@@ -91,7 +101,9 @@ class CaptureMaster(master.Master):
                 await stop.wait()
                 await self._stop_accepting()
                 if self.capture.node is not None:
-                    await self.capture.node.drain()
+                    self.capture.node.end_connections()
+                    self.dispatcher.forget()
+                    await self.capture.node.drain(hurry=_second_signal())
             finally:
                 await self.done()
 

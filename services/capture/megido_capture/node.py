@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mitmproxy import connection, http
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import events as proxy_events
+from mitmproxy.proxy import layer
 from mitmproxy.proxy.server import ConnectionIO
 
 from megido_capture import recovery
@@ -22,8 +24,9 @@ from megido_capture.closed import Closed
 from megido_capture.configsource import ConfigSource
 from megido_capture.connections import Connections
 from megido_capture.counters import Counters
+from megido_capture.drain import Drain
 from megido_capture.emitter import Emitter
-from megido_capture.farewell import Farewell
+from megido_capture.farewell import Farewell, cut
 from megido_capture.gate import AddressGate
 from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Config, Figures, Heartbeat
@@ -177,6 +180,7 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self._telling: set[asyncio.Task[None]] = set()
         self._recovery: threading.Thread | None = None
+        self._drain: Drain | None = None
         observe(self.websockets)
         guard_heads(self.connections, self.limits.head_begun)
         live.put_in_force = self._apply
@@ -211,16 +215,31 @@ class Node:
         self._recovery.start()
         self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.config_source.run())]
 
-    async def drain(self, seconds: float = DRAIN) -> None:
-        """Waits until every flow has ended, and until what earlier lives left open is told, at most `seconds`; what
-        is open then becomes `FlowInterrupted`, here or at the next start."""
+    def end_connections(self) -> None:
+        """From now on connections end with what is in flight on them, and idle ones at once."""
+        self._drain = Drain(
+            self.registry,
+            self.counters,
+            silent_for=self._silent_for,
+            layer_of=self._layer_of,
+            cut=partial(cut, self._transport, why="stop"),
+        )
+        self.addons.insert(0, self._drain)
+
+    async def drain(self, seconds: float = DRAIN, hurry: asyncio.Event | None = None) -> None:
+        """Waits until every flow has ended, and until what earlier lives left open is told, at most `seconds` and not
+        once `hurry` is set; what is open then becomes `FlowInterrupted`, here or at the next start."""
         self.backpressure.room.give_up()
         deadline = time.monotonic() + seconds
-        while (self.registry.flows or self._recovering()) and time.monotonic() < deadline:  # noqa: ASYNC110 - hooks end them
-            await asyncio.sleep(0.02)
+        while self._busy() and time.monotonic() < deadline and not (hurry and hurry.is_set()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # hooks end what is open
         for state in list(self.registry.flows.values()):
             self.recorder.interrupt(state)
         await self.websockets.end_all(self._proxyserver.inject_event)
+
+    def _busy(self) -> bool:
+        in_use = self._drain.step() if self._drain is not None else bool(self.registry.flows)
+        return in_use or self._recovering()
 
     def _recovering(self) -> bool:
         return self._recovery is not None and self._recovery.is_alive()
@@ -310,6 +329,10 @@ class Node:
     def _transport(self, client: connection.Client) -> ConnectionIO | None:
         handler = self._proxyserver.connections.get(client.id)
         return handler.transports.get(client) if handler else None
+
+    def _layer_of(self, client: connection.Client) -> layer.Layer | None:
+        handler = self._proxyserver.connections.get(client.id)
+        return handler.layer if handler else None
 
     def _silent_for(self, client: connection.Client) -> float:
         """Seconds since anything came from the client or from its upstreams."""

@@ -107,6 +107,10 @@ class Upstream:
         await self.release.wait()
         return False
 
+    async def do_slow(self, writer: asyncio.StreamWriter, argument: str, head: bytes, body: bytes) -> bool:
+        await self.release.wait()
+        return await self.do_plain(writer, argument, head, body)
+
     async def do_garbage(self, writer: asyncio.StreamWriter, argument: str, head: bytes, body: bytes) -> bool:
         writer.write(b"this is no HTTP\r\n\r\n")
         return False

@@ -167,6 +167,8 @@ class Group:
         self._stop.set()
         began = time.monotonic()
         self._signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one: a worker that gets it waits no longer
+            asyncio.get_running_loop().add_signal_handler(number, self._signal, signal.SIGTERM)
         _, late = await asyncio.wait(keeping, timeout=END_WORKERS)
         if late:
             logger.warning("%d workers did not end in time and are killed", len(late))

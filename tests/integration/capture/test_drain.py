@@ -1,0 +1,164 @@
+"""SIGTERM: what is in flight comes to its end, what is idle is closed at once, what does not end is interrupted."""
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from megido_shared.events import FlowInterrupted, WebSocketMessage
+from tests.integration.capture.harness import Proxy, body, capture, flows, read_events, until
+from tests.integration.capture.test_limits import closed
+from tests.integration.capture.test_websocket import echoing
+from tests.integration.capture.upstream import PIECE, Upstream
+
+pytestmark = pytest.mark.timeout(120)
+
+type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def ask(proxy: Proxy, upstream: Upstream, path: str) -> Streams:
+    """A connection of its own, kept alive, on which this was requested."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    request(writer, upstream, path)
+    return reader, writer
+
+
+def request(writer: asyncio.StreamWriter, upstream: Upstream, path: str) -> None:
+    writer.write(f"GET http://127.0.0.1:{upstream.port}/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+
+async def head(reader: asyncio.StreamReader) -> bytes:
+    return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+
+
+async def seen(upstream: Upstream, path: bytes, count: int = 1) -> None:
+    async def look() -> int:
+        return sum(path in request for request in upstream.seen)
+
+    await until(look, lambda found: found >= count)
+
+
+async def refuses(proxy: Proxy) -> None:
+    """Returns once nobody listens any more."""
+
+    async def try_it() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", proxy.port)) != 0
+
+    await until(try_it, bool)
+
+
+async def test_what_is_in_flight_ends_and_what_is_idle_is_closed(tmp_path: Path, upstream: Upstream) -> None:
+    upstream.release.clear()
+    async with capture(tmp_path / "data") as proxy, echoing() as port:
+        silent = await connect(f"ws://localhost:{port}/silent", proxy=proxy.url, ping_interval=None)
+        idle, slow = await ask(proxy, upstream, "plain/1"), await ask(proxy, upstream, "slow/2")
+        stream, kept = await ask(proxy, upstream, "sse/3"), await ask(proxy, upstream, "plain/4")
+        for reader, _ in (idle, kept):
+            assert b" 200 " in await head(reader) and await reader.readuntil(b"}")
+        assert b" 200 " in await head(stream[0]) and await stream[0].readuntil(b"data: 0\n\n")
+        await seen(upstream, b"/slow/2")
+        request(kept[1], upstream, "slow/5")  # its second on this connection
+        await seen(upstream, b"/slow/5")
+
+        proxy.process.send_signal(signal.SIGTERM)
+        await refuses(proxy)
+        assert await closed(idle[0])
+        assert proxy.process.poll() is None
+        upstream.release.set()
+        for reader, what in ((slow[0], b"2"), (kept[0], b"5")):
+            assert b"\r\nconnection: close\r\n" in (await head(reader)).lower()
+            assert await asyncio.wait_for(reader.read(), 20) == b'{"answer": "' + what + b'"}', "all of it, and the end"
+        assert (await asyncio.wait_for(stream[0].read(), 20)).endswith(b"data: 2\n\n\r\n0\r\n\r\n")
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(silent.recv(), 20)
+        assert silent.close_code == 1001
+        assert await asyncio.to_thread(proxy.process.wait, 20) == 0
+        for _, writer in (idle, slow, stream, kept):
+            writer.close()
+    found = await read_events(proxy.data_dir)
+    assert not flows(found, FlowInterrupted)
+    assert sorted(flow.request.target for flow in flows(found) if flow.response.status == 200) == [
+        *(b"/plain/1", b"/plain/4", b"/slow/2", b"/slow/5", b"/sse/3")
+    ]
+    [end] = [message for message in flows(found, WebSocketMessage) if message.message_type == "CLOSE"]
+    assert (end.direction, end.close_code) == ("RECEIVE", 1001)
+
+
+async def test_a_websocket_in_use_gets_its_time(tmp_path: Path, upstream: Upstream) -> None:
+    async with (
+        capture(tmp_path / "data") as proxy,
+        echoing() as port,
+        connect(f"ws://localhost:{port}/chat", proxy=proxy.url, ping_interval=None) as chat,
+    ):
+        idle = await ask(proxy, upstream, "plain/1")
+        assert b" 200 " in await head(idle[0])
+        await chat.send("before")
+        assert await chat.recv() == "before"
+        proxy.process.send_signal(signal.SIGTERM)
+        gone = asyncio.create_task(refuses(proxy))
+        count = 0
+        while not gone.done() or count < 3:
+            await chat.send(f"during {count}")
+            assert await asyncio.wait_for(chat.recv(), 20) == f"during {count}"
+            count += 1
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(chat.recv(), 20)
+        assert chat.close_code == 1001
+        assert await asyncio.to_thread(proxy.process.wait, 20) == 0
+        idle[1].close()
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+async def test_what_does_not_end_is_interrupted_with_kafka_down_too(
+    tmp_path: Path, upstream: Upstream, workers: tuple[str, ...]
+) -> None:
+    upstream.release.clear()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        kafka = ("--kafka", f"127.0.0.1:{nobody.getsockname()[1]}", "--forwarder")
+        ignore = ("--set", f"ignore_hosts=localhost:{upstream.port}")
+        async with capture(tmp_path / "data", *kafka, *ignore, *workers) as proxy:
+            endless = [await ask(proxy, upstream, f"close/9000?{number}") for number in range(6)]
+            for reader, _ in endless:
+                await head(reader)
+                assert await asyncio.wait_for(reader.readexactly(len(PIECE)), 20) == PIECE
+            tunnel = await asyncio.open_connection("127.0.0.1", proxy.port)
+            tunnel[1].write(b"CONNECT localhost:%d HTTP/1.1\r\nHost: x\r\n\r\n" % upstream.port)
+            assert b" 200 " in await head(tunnel[0])
+            tunnel[1].write(b"GET /plain/before HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await asyncio.wait_for(tunnel[0].readuntil(b'"before"}'), 20)
+            idle = await ask(proxy, upstream, "plain/idle")
+            assert await asyncio.wait_for(idle[0].readuntil(b'"idle"}'), 20)
+            proxy.process.send_signal(signal.SIGTERM)
+            await refuses(proxy)
+            assert await closed(idle[0])
+            tunnel[1].write(b"GET /plain/during HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await asyncio.wait_for(tunnel[0].readuntil(b'"during"}'), 20)
+            assert await asyncio.to_thread(proxy.process.wait, 15) == 0, "with both of its ten seconds over"
+            for _, writer in (*endless, tunnel, idle):
+                writer.close()
+    found = await read_events(proxy.data_dir)
+    cut = flows(found, FlowInterrupted)
+    assert sorted(flow.request.target for flow in cut) == [b"/close/9000?%d" % number for number in range(6)]
+    assert all(body(found, flow) == PIECE for flow in cut)
+    assert [flow.request.target for flow in flows(found)] == [b"/plain/idle"]
+
+
+async def test_a_second_signal_ends_the_wait(tmp_path: Path, upstream: Upstream) -> None:
+    upstream.release.clear()
+    async with capture(tmp_path / "data", "--workers", "2") as proxy:
+        streams = [await ask(proxy, upstream, f"close/9000?{number}") for number in range(4)]
+        for reader, _ in streams:
+            await head(reader)
+        proxy.process.send_signal(signal.SIGINT)
+        await refuses(proxy)
+        proxy.process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(proxy.process.wait, 8) == 0, "less than the ten seconds that flows get"
+        for _, writer in streams:
+            writer.close()
+    assert len(flows(await read_events(proxy.data_dir), FlowInterrupted)) == 4
