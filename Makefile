@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-ingest bench-journal bench-replay clean
+.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-journal bench-replay clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench: bench-capture bench-ingest ## All benchmarks
 
 bench-capture: setup ## Full capture against bare mitmdump
 	@$(PY) -m benchmarks.capture $(ARGS)
+
+bench-endurance: setup ## Memory over 200,000 flows, 1 GB bodies, 1,000,000 WebSocket messages (ARGS="--only flows --flows 20000")
+	@$(PY) -m benchmarks.endurance $(ARGS)
 
 bench-ingest: setup ## Exactly-once ingest against plain COPY; capture-to-queryable latency
 	@$(PY) -m benchmarks.ingest $(ARGS)
