@@ -3,7 +3,6 @@
 from xml.etree import ElementTree
 
 import pytest
-
 from benchmarks.chart import Chart, Line, render, thinned, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
