@@ -5,20 +5,24 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from megido_shared import events
+from megido_shared.bus.topics import FLOWS
 from megido_shared.events import BodyChunk, FlowCompleted, FlowStarted
 from tests.integration.capture.harness import Proxy, capture
 from tests.integration.capture.upstream import Upstream, serving
 
 SECONDS = float(os.environ.get("MEGIDO_FAULT_SECONDS", "3"))
 """How long each fault lasts; `make faults` lets it last a minute."""
+TOPIC = FLOWS.name
 CLIENTS = 4
 PAUSE = 0.01
 """Between two requests of a client: a few hundred a second in all."""
@@ -60,10 +64,18 @@ class Load:
                     self.failed.append(f"{target}: {error!r}")
                 await asyncio.sleep(PAUSE)
 
+    def kill_forwarder(self) -> None:
+        """What it had read, and not seen stored, must come again from the next one."""
+        [pid] = (self._proc / "task" / str(self.proxy.process.pid) / "children").read_text().split()
+        os.kill(int(pid), signal.SIGKILL)
+
+    @property
+    def _proc(self) -> Path:
+        return Path("/proc") / str(self.proxy.process.pid)
+
     def memory_mb(self) -> float:
         """The proxy's own, its forwarder left out."""
-        status = Path(f"/proc/{self.proxy.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        found = re.search(r"VmRSS:\s+(\d+) kB", (self._proc / "status").read_text())
         assert found
         return int(found[1]) / 1024
 
@@ -90,9 +102,10 @@ async def loaded(data_dir: Path, bootstrap: str, *options: str) -> AsyncIterator
 async def check(bootstrap: str, ledger: list[str], seconds: float = 60) -> None:
     """Reads the topic as any Kafka client does until everything in the ledger is there. What came twice is the same
     event, and first occurrences are in the order in which the proxy wrote them."""
+    await until_topic(bootstrap)
     wanted = set(ledger)
     found: list[tuple[int, bytes]] = []
-    reader = AIOKafkaConsumer(events_topic(), bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    reader = AIOKafkaConsumer(TOPIC, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await reader.start()
     try:
         async with asyncio.timeout(seconds):
@@ -114,8 +127,21 @@ async def check(bootstrap: str, ledger: list[str], seconds: float = 60) -> None:
     _check_order(first)
 
 
-def events_topic() -> str:
-    return "megido.flows"
+async def until_topic(bootstrap: str) -> None:
+    """Until a forwarder has met Kafka."""
+    async with asyncio.timeout(60):
+        while TOPIC not in await _topics(bootstrap):
+            await asyncio.sleep(0.1)
+
+
+async def _topics(bootstrap: str) -> list[str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        found: list[str] = await admin.list_topics()
+        return found
+    finally:
+        await admin.close()
 
 
 def _check_order(first: list[tuple[int, bytes]]) -> None:

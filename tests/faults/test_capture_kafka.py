@@ -16,7 +16,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from scripts.kafka import Cluster, Node, free_port
 
-from tests.faults.line import SECONDS, Load, check, events_topic, loaded
+from tests.faults.line import SECONDS, TOPIC, Load, check, loaded, until_topic
 from tests.fixtures.kafka import started
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
@@ -37,7 +37,9 @@ async def fault(load: Load) -> None:
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
 async def test_a_broker_that_stops_answering(how: str, tmp_path: Path, fresh_kafka: Node) -> None:
+    """The second time the forwarder is killed with it."""
     async with loaded(tmp_path / "data", fresh_kafka.bootstrap) as load:
+        await until_topic(fresh_kafka.bootstrap)
         await load.more()
         if how == "frozen":
             fresh_kafka.pause()
@@ -46,6 +48,7 @@ async def test_a_broker_that_stops_answering(how: str, tmp_path: Path, fresh_kaf
         else:
             fresh_kafka.kill()
             await fault(load)
+            load.kill_forwarder()
             await asyncio.to_thread(fresh_kafka.start)
         await load.more()
         await load.finish()
@@ -64,7 +67,6 @@ async def test_a_stop_while_kafka_is_away_is_in_time_and_loses_nothing(tmp_path:
     command = [sys.executable, "-m", "megido_shared.bus.forwarder", "--data-dir", str(tmp_path / "data")]
     forwarder = subprocess.Popen([*command, "--kafka", node.bootstrap])
     try:
-        await _until_topic(node.bootstrap)
         await check(node.bootstrap, load.ledger)
         await asyncio.to_thread(node.kill)
         forwarder.terminate()
@@ -73,22 +75,6 @@ async def test_a_stop_while_kafka_is_away_is_in_time_and_loses_nothing(tmp_path:
         forwarder.kill()
         forwarder.wait()
         node.kill()
-
-
-async def _until_topic(bootstrap: str) -> None:
-    async with asyncio.timeout(60):
-        while events_topic() not in await _topics(bootstrap):
-            await asyncio.sleep(0.1)
-
-
-async def _topics(bootstrap: str) -> list[str]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        found: list[str] = await admin.list_topics()
-        return found
-    finally:
-        await admin.close()
 
 
 @asynccontextmanager
@@ -135,7 +121,7 @@ async def leader(bootstrap: str) -> int:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        described = await admin.describe_topics([events_topic()])
+        described = await admin.describe_topics([TOPIC])
         partition = min(described[0]["partitions"], key=lambda found: found["partition"])
         return int(partition["leader"])
     finally:
@@ -144,7 +130,7 @@ async def leader(bootstrap: str) -> int:
 
 async def test_of_three_nodes_a_leader_is_killed(tmp_path: Path, kafka_cluster: Cluster) -> None:
     async with loaded(tmp_path / "data", kafka_cluster.bootstrap) as load:
-        await _until_topic(kafka_cluster.bootstrap)
+        await until_topic(kafka_cluster.bootstrap)
         await load.more()
         killed = kafka_cluster.nodes[await leader(kafka_cluster.bootstrap)]
         killed.kill()
