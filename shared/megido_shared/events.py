@@ -212,7 +212,9 @@ class WebSocketMessage(Event, tag="WebSocketMessage", kw_only=True, frozen=True)
     """One message of a WebSocket connection (RFC 6455). SEND is client to server.
 
     `payload` is the stored part, `size` the true one. A CLOSE has its code and reason beside an empty payload.
-    `sequence` counts the connection's messages from 0, both directions together.
+    `sequence` counts the connection's messages from 0, both directions together; those that were not recorded leave
+    a gap. A connection begins with its handshake, the flow `flow_id` (status 101), and ends with one CLOSE, which is
+    1005 when a peer gave no code, 1006 when the connection was lost, and 1001 when the proxy stopped.
     """
 
     message_id: bytes
