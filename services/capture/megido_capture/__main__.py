@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from mitmproxy import exceptions
 from mitmproxy.proxy import mode_specs
@@ -21,7 +21,7 @@ from megido_capture.workers.figures import GroupFigures
 from megido_capture.workers.group import Group
 from megido_capture.workers.plan import planned
 from megido_capture.workers.ports import reserve, share_ports
-from megido_capture.workers.worker import Report, Serving, Share
+from megido_capture.workers.worker import Parent, Serving, Share
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer, Ready
 from megido_shared.service import guard, setup_logging, stop_on_signals
@@ -41,13 +41,13 @@ def _main(argv: list[str], env: Mapping[str, str]) -> int:
     return 0
 
 
-def serve_share(share: Share, argv: list[str], env: Mapping[str, str], report: Callable[[Report], None]) -> None:
+def serve_share(parent: Parent, argv: list[str], env: Mapping[str, str]) -> None:
     """What one of several workers does. Raises MegidoError."""
     arguments = _arguments(argv)
-    arguments.mode, arguments.listen_port = share.modes, share.listen_port
-    arguments.metrics_port, arguments.forwarder = 0, False
+    arguments.mode, arguments.listen_port = parent.share.modes, parent.share.listen_port
+    arguments.forwarder = False
     share_ports()
-    asyncio.run(_serve(arguments, env, workers=share.workers, ready=report))
+    asyncio.run(_serve(arguments, env, parent))
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -64,53 +64,53 @@ async def _serve_group(argv: list[str], arguments: argparse.Namespace, env: Mapp
     modes = arguments.mode or ["regular"]
     _check_modes(modes)
     reserved = reserve(modes, arguments.listen_host, arguments.listen_port)
-    share = Share(arguments.workers, reserved.modes, reserved.listen_port)
-    group = Group(planned(share, argv, arguments, env))
+    group = Group(arguments.workers)
     registry = CollectorRegistry()
-    registry.register(GroupFigures(group.serving, lambda: sum(worker.restarts for worker in group.workers)))
+    registry.register(GroupFigures(group))
     ops = _ops(registry, group.missing, arguments.metrics_port)
+    share = Share(arguments.workers, reserved.modes, reserved.listen_port, ops.port)
 
     def announce(serving: list[Serving]) -> None:
         nodes = ", ".join(worker.node for worker in serving)
         _announce(str(reserved), f"{len(serving)} workers ({nodes})", serving[0].certificate, ops.port)
 
     try:
-        await group.serve(stop, announce)
+        await group.serve(planned(share, argv, arguments, env), stop, announce)
     finally:
         ops.close()
         reserved.close()
 
 
-async def _serve(
-    arguments: argparse.Namespace,
-    env: Mapping[str, str],
-    *,
-    workers: int = 1,
-    ready: Callable[[Report], None] | None = None,
-) -> None:
-    """`workers` is how many share the port and the limits; `ready` is told instead of whoever reads our output."""
+async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: Parent | None = None) -> None:
+    """`parent` is of a worker: it is told instead of whoever reads our output, and it shows our metrics."""
     stop = stop_on_signals()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     modes = arguments.mode or ["regular"]
     _check_modes(modes)
+    workers = parent.share.workers if parent is not None else 1
     addon = MegidoAddon(env, hosted=False, workers=workers)
     master = CaptureMaster(addon, modes, fast=arguments.fastpath)
     _configure(master, arguments, modes)
     missing: list[str] = ["the proxy does not listen yet"]
-    registry = CollectorRegistry()
+    registry = parent.registry if parent is not None else CollectorRegistry()
     assert addon.node is not None
     raise_open_files(-(-addon.node.settings.max_concurrent_clients // workers))
     registry.register(addon.node.figures)
-    ops = _ops(registry, lambda: missing, arguments.metrics_port)
+    ops: OpsServer | None = None
+    if parent is not None:
+        metrics_port = parent.share.metrics_port
+    else:
+        ops = _ops(registry, lambda: missing, arguments.metrics_port)
+        metrics_port = ops.port
 
     def serving() -> None:
         missing.clear()
         assert addon.node is not None
         node, trusted = addon.node, str(certificate(master.options.confdir))
-        if ready is None:
-            _announce(node.listening(), f"node {node.journal.node}", trusted, ops.port)
+        if parent is not None:
+            parent.report(Serving(node.journal.node, trusted))
         else:
-            ready(Serving(node.journal.node, ops.port, trusted))
+            _announce(node.listening(), f"node {node.journal.node}", trusted, metrics_port)
 
     try:
         # Until here everything made stays: collections need not look at it again.
@@ -119,7 +119,8 @@ async def _serve(
         gc.set_threshold(BUSY_OBJECTS, 20, 100)
         await master.serve(stop, serving)
     finally:
-        ops.close()
+        if ops is not None:
+            ops.close()
 
 
 def _configure(master: CaptureMaster, arguments: argparse.Namespace, modes: list[str]) -> None:

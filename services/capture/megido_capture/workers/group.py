@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from megido_capture.workers.worker import Refused, Report, Serving, Share
-from megido_shared.bus.forwarder_child import ForwarderChild
+from megido_capture.workers.worker import Refused, Report, Scraped, Serving, Share
+from megido_shared.bus.forwarder_child import STOP_SECONDS, ForwarderChild
 from megido_shared.errors import ConfigurationError, MegidoError
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ END_WORKERS = 11.5
 
 ALL_GONE = 14.5
 FORWARDER_TICK = 1.0
+LONGEST_REPORT = 1 << 24
+"""Bytes of a line with a worker's metrics."""
 
 
 class Worker:
@@ -42,6 +45,21 @@ class Worker:
         self.refused: Refused | None = None
         self.failures = 0
         self.restarts = 0
+        self._scrapes: list[Future[str]] = []
+
+    def ask(self, answer: Future[str]) -> None:
+        """For its metrics. Without an answer when it ends first."""
+        if self.serving is None or self.process is None or self.process.stdin is None:
+            answer.set_result("")
+            return
+        self._scrapes.append(answer)
+        self.process.stdin.write(b"\n")
+
+    def answer(self, metrics: str) -> None:
+        """To all that wait: what one scrape finds is new enough for the others."""
+        waiting, self._scrapes = self._scrapes, []
+        for answer in waiting:
+            answer.set_result(metrics)
 
     def pause(self) -> float:
         """Call when it has ended: seconds before its next start."""
@@ -64,12 +82,13 @@ class Plan:
 
 
 class Group:
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, workers: int) -> None:
+        """Made in the running loop."""
+        self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failed: asyncio.Future[None] = self._loop.create_future()
         self._all_serve = asyncio.Event()
-        self.workers = [Worker(number) for number in range(plan.share.workers)]
+        self.workers = [Worker(number) for number in range(workers)]
 
     def serving(self) -> list[Serving]:
         found = [worker.serving for worker in self.workers if worker.serving is not None]
@@ -80,13 +99,24 @@ class Group:
         serving = len(self.serving())
         return [] if serving == len(self.workers) else [f"{serving} of {len(self.workers)} workers serve"]
 
-    async def serve(self, stop: asyncio.Event, ready: Callable[[list[Serving]], None]) -> None:
+    def scrape(self, seconds: float) -> dict[str, str]:
+        """The metrics of those that serve and answer in time, by node. In another thread than the loop's."""
+        asked: dict[str, Future[str]] = {}
+        for worker in self.workers:
+            if (serving := worker.serving) is not None:
+                answer: Future[str] = Future()
+                asked[serving.node] = answer
+                self._loop.call_soon_threadsafe(worker.ask, answer)
+        wait(asked.values(), seconds)
+        return {node: answer.result() for node, answer in sorted(asked.items()) if answer.done()}
+
+    async def serve(self, plan: Plan, stop: asyncio.Event, ready: Callable[[list[Serving]], None]) -> None:
         """Until `stop`; calls `ready` once, when all serve. Raises MegidoError when none can; no process is left
         behind in any case."""
-        keeping = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
+        keeping = [asyncio.create_task(self._keep(worker, plan)) for worker in self.workers]
         beside = [asyncio.create_task(self._announce(ready))]
-        if self._plan.forwarder is not None:
-            beside.append(asyncio.create_task(self._forward(self._plan.forwarder)))
+        if plan.forwarder is not None:
+            beside.append(asyncio.create_task(self._forward(plan.forwarder)))
         stopped = asyncio.create_task(stop.wait())
         first: list[asyncio.Future[Any]] = [stopped, self._failed, *keeping]
         try:
@@ -96,13 +126,13 @@ class Group:
         finally:
             for task in [stopped, *beside]:
                 task.cancel()
-            await self._end(keeping)
+            await self._end(keeping, plan.forwarder)
 
-    async def _keep(self, worker: Worker) -> None:
+    async def _keep(self, worker: Worker, plan: Plan) -> None:
         """One worker, life after life."""
         while not self._stop.is_set():
             worker.refused = None
-            code = await self._life(worker)
+            code = await self._life(worker, plan)
             pause = worker.pause()
             if self._stop.is_set() or self._failed.done():
                 return
@@ -112,14 +142,15 @@ class Group:
             logger.warning("worker %d ended (%s) and is started again", worker.number, _how(worker, code))
             await _wait(self._stop, pause)
 
-    async def _life(self, worker: Worker) -> int:
+    async def _life(self, worker: Worker, plan: Plan) -> int:
         """Returns its exit code."""
-        share = msgspec.json.encode(self._plan.share).decode()
+        share = msgspec.json.encode(plan.share).decode()
         worker.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "megido_capture.workers.worker", share, *self._plan.arguments),
+            *(sys.executable, "-P", "-m", "megido_capture.workers.worker", share, *plan.arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=dict(self._plan.env),
+            env=dict(plan.env),
+            limit=LONGEST_REPORT,
             preexec_fn=_leave_interrupts_to_parent,
         )
         assert process.stdout is not None
@@ -131,6 +162,7 @@ class Group:
             return await process.wait()
         finally:
             worker.serving = None
+            worker.answer("")
 
     def _told(self, worker: Worker, line: bytes) -> None:
         match msgspec.json.decode(line, type=Report.__value__):
@@ -141,6 +173,8 @@ class Group:
                     self._all_serve.set()
             case Refused() as refused:
                 worker.refused = refused
+            case Scraped(metrics):
+                worker.answer(metrics)
 
     def _hopeless(self, worker: Worker, code: int) -> MegidoError | None:
         """Why nothing is left to try. What a worker refuses before the group ever served, a start again would not
@@ -162,7 +196,7 @@ class Group:
             forwarder.tick(time.monotonic())
             await asyncio.sleep(FORWARDER_TICK)
 
-    async def _end(self, keeping: list[asyncio.Task[None]]) -> None:
+    async def _end(self, keeping: list[asyncio.Task[None]], forwarder: ForwarderChild | None) -> None:
         """SIGTERM to all, SIGKILL to those that do not end; the forwarder last, for what they wrote last."""
         self._stop.set()
         began = time.monotonic()
@@ -174,9 +208,9 @@ class Group:
             logger.warning("%d workers did not end in time and are killed", len(late))
             self._signal(signal.SIGKILL)
             await asyncio.wait(late)
-        if self._plan.forwarder is not None:
+        if forwarder is not None:
             left = ALL_GONE - (time.monotonic() - began)
-            await asyncio.to_thread(self._plan.forwarder.stop, min(left, 3.5))
+            await asyncio.to_thread(forwarder.stop, min(left, STOP_SECONDS))
 
     def _signal(self, number: int) -> None:
         for worker in self.workers:

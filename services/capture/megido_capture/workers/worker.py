@@ -1,16 +1,17 @@
 """One worker: `python -m megido_capture.workers.worker SHARE …`, the rest as of `megido capture`.
 
-Its standard output is how it reports to its parent, a JSON document a line: where it serves, or why it cannot. Its
-standard input is the parent: at the end of it there is none any more, and the worker stops as on SIGTERM.
+Its standard input is the parent: for each line it answers with its metrics, and at the end there is no parent any more,
+so it stops as on SIGTERM. On its standard output it reports, a JSON document a line: that it serves, or why it cannot,
+and its metrics. It listens on no port but the proxy's.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 
 import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
 
 from megido_shared.errors import MegidoError
 
@@ -19,18 +20,18 @@ GRACE = 14.0
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What the parent decided for all of its workers."""
+    """What the parent decided for all of its workers; `metrics_port` is its own, for all of them."""
 
     workers: int
     modes: list[str]
     listen_port: int
+    metrics_port: int
 
 
 class Serving(msgspec.Struct, frozen=True, tag=True):
-    """It listens. `metrics_port` is on loopback."""
+    """It listens."""
 
     node: str
-    metrics_port: int
     certificate: str
 
 
@@ -41,40 +42,53 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     exit_code: int
 
 
-type Report = Serving | Refused
+class Scraped(msgspec.Struct, frozen=True, tag=True):
+    """Its metrics, in the text format of Prometheus."""
+
+    metrics: str
+
+
+type Report = Serving | Refused | Scraped
+
+
+class Parent:
+    """The worker's end of the two pipes. Safe to use from several threads."""
+
+    def __init__(self, share: Share) -> None:
+        """Takes standard output for the reports; what else is printed goes to standard error."""
+        self.share = share
+        self.registry = CollectorRegistry()
+        self._channel = os.fdopen(os.dup(1), "wb")
+        self._lock = threading.Lock()
+        os.dup2(2, 1)
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
+
+    def report(self, what: Report) -> None:
+        try:
+            with self._lock:
+                self._channel.write(msgspec.json.encode(what) + b"\n")
+                self._channel.flush()
+        except BrokenPipeError:
+            return  # it is gone, and we are being told so
+
+    def _listen(self) -> None:
+        for _ in sys.stdin.buffer:
+            self.report(Scraped(generate_latest(self.registry).decode()))
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(argv: list[str]) -> int:
-    share = msgspec.json.decode(argv[0], type=Share)
-    report = _reports()
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    parent = Parent(msgspec.json.decode(argv[0], type=Share))
     from megido_capture.__main__ import serve_share  # noqa: PLC0415 - slow to load, and the parent may end meanwhile
 
     try:
-        serve_share(share, argv[1:], os.environ, report)
+        serve_share(parent, argv[1:], os.environ)
     except MegidoError as error:
-        report(Refused(str(error), error.exit_code))
+        parent.report(Refused(str(error), error.exit_code))
         return error.exit_code
     return 0
-
-
-def _reports() -> Callable[[Report], None]:
-    """Takes standard output for the reports; what else is printed goes to standard error."""
-    channel = os.dup(1)
-    os.dup2(2, 1)
-
-    def report(what: Report) -> None:
-        os.write(channel, msgspec.json.encode(what) + b"\n")
-
-    return report
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 64):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(GRACE)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
