@@ -266,8 +266,8 @@ def pin(pid: int, core: int | None) -> None:
 def recorded(target: Target) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{target.metrics_port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    found = dict(re.findall(r"^(\S+) ([\d.e+]+)$", text, re.MULTILINE))
-    return {name: float(found[f"megido_capture_{name}_total"]) for name in ("records", "dropped")}
+    found = re.findall(r"^megido_capture_(records|dropped)_total(?:\{\S+\})? ([\d.e+]+)$", text, re.MULTILINE)
+    return {name: sum(float(value) for key, value in found if key == name) for name in ("records", "dropped")}
 
 
 def main() -> None:
