@@ -19,6 +19,7 @@ from mitmproxy.proxy.server import ConnectionIO
 from megido_capture import recovery
 from megido_capture.access import Access
 from megido_capture.backpressure import Backpressure
+from megido_capture.bodyrules import StreamedRules
 from megido_capture.cache import Cache
 from megido_capture.closed import Closed
 from megido_capture.configsource import ConfigSource
@@ -27,6 +28,7 @@ from megido_capture.counters import Counters
 from megido_capture.drain import Drain
 from megido_capture.emitter import Emitter
 from megido_capture.farewell import Farewell, cut
+from megido_capture.flows import content_length
 from megido_capture.gate import AddressGate
 from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Config, Figures, Heartbeat
@@ -175,6 +177,7 @@ class Node:
             Rules(self.rule_set, self.registry, self.counters),
             self.cache,  # behind what changes a request, before what streams and records a response
             Streaming(emitter, self.registry, recorder, self.counters, self._must_buffer),
+            StreamedRules(self.rule_set, self.registry, self.counters),
             recorder,
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -289,7 +292,7 @@ class Node:
             loop.call_soon_threadsafe(self.counters.hook_failed, "recovery", error)
 
     def _must_buffer(self, flow: http.HTTPFlow) -> bool:
-        return self.rule_set.wants_body(flow.request)
+        return self.rule_set.must_buffer(flow.request, content_length(flow.request.headers))
 
     def _open_bus(self) -> Bus:
         from megido_shared.bus.open import open_bus  # noqa: PLC0415 - loads the Kafka client where it is used

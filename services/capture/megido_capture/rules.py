@@ -16,6 +16,9 @@ from megido_shared.config import PayloadRule
 
 logger = logging.getLogger(__name__)
 
+BODY_CAP = 4 << 20
+"""Bytes of a body that rules change: it is held and parsed on the event loop. A larger one passes as it is."""
+
 _JSON = ("application/json", "+json")
 _FORM = "application/x-www-form-urlencoded"
 
@@ -49,15 +52,41 @@ class RuleSet:
         self._bodies = tuple(item for item in compiled if item.rule.injection_type == "body")
 
     def wants_body(self, request: http.Request) -> bool:
-        """Whether a rule changes this request's body: then it has to be read whole before it goes on."""
+        """Whether a rule changes this request's body: then all of it has to be there before it goes on."""
         return bool(self._bodies) and _kind(request) != "" and bool(self._matching(self._bodies, request))
+
+    def must_buffer(self, request: http.Request, length: int | None) -> bool:
+        """Whether a body that would be streamed is to be read whole: not when its `length` is unknown (it is changed
+        on its way) or above the cap."""
+        if length is None or not self.wants_body(request):
+            return False
+        if length > BODY_CAP:
+            self.skip_body(request)
+            return False
+        return True
+
+    def skip_body(self, request: http.Request) -> None:
+        """The body is too large: the rules that wanted it count that."""
+        for item in self._matching(self._bodies, request):
+            self._counters[f"rule_skipped:{item.rule.id}"] += 1
 
     def apply_head(self, request: http.Request) -> tuple[int, ...]:
         """Headers, parameters and cookies. Returns the ids of the rules that changed the request."""
         return self._apply(self._heads, request)
 
     def apply_body(self, request: http.Request) -> tuple[int, ...]:
+        """To a request that is there whole."""
+        if self._bodies and len(request.raw_content or b"") > BODY_CAP:
+            self.skip_body(request)
+            return ()
         return self._apply(self._bodies, request)
+
+    def apply_to(self, request: http.Request, body: bytes) -> tuple[bytes, tuple[int, ...]]:
+        """The body that a request is to have whose own is not kept, and the rules that changed it."""
+        whole = request.copy()  # its headers are on their way already
+        whole.raw_content = body
+        applied = self._apply(self._bodies, whole)
+        return whole.raw_content or b"", applied
 
     def _apply(self, rules: Sequence[CompiledRule], request: http.Request) -> tuple[int, ...]:
         applied = []

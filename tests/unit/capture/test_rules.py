@@ -6,8 +6,9 @@ import pytest
 from mitmproxy.http import Headers
 from mitmproxy.test import tflow
 
+from megido_capture.bodyrules import Rewriting
 from megido_capture.counters import Counters
-from megido_capture.rules import NotApplicable, RuleSet, inject
+from megido_capture.rules import BODY_CAP, NotApplicable, RuleSet, inject
 from megido_shared.config import PayloadRule
 
 
@@ -120,3 +121,57 @@ def test_a_streamed_body_is_read_whole_only_for_a_rule_that_wants_it() -> None:
     assert not rules.wants_body(made)
     rules.replace([rule("body", "f")])
     assert rules.wants_body(made) and not rules.wants_body(request())
+
+
+JSON = [(b"Content-Type", b"application/json")]
+
+
+def test_a_body_of_known_length_is_read_whole_up_to_the_cap() -> None:
+    counters = Counters()
+    rules = RuleSet(counters, "browser")
+    rules.replace([rule("body", "f")])
+    made = request(fields=JSON)
+    assert rules.must_buffer(made, BODY_CAP) and not rules.must_buffer(made, None)
+    assert not counters
+    assert not rules.must_buffer(made, BODY_CAP + 1)
+    assert counters == {"rule_skipped:1": 1}
+
+
+def test_a_whole_body_above_the_cap_is_left_alone_and_counted() -> None:
+    counters = Counters()
+    rules = RuleSet(counters, "browser")
+    rules.replace([rule("body", "f"), rule("body", "g", id=2, target_url_pattern="nowhere")])
+    large = b'{"a":"' + b"x" * BODY_CAP + b'"}'
+    made = request(fields=JSON, content=large)
+    assert rules.apply_body(made) == ()
+    assert made.raw_content == large and counters == {"rule_skipped:1": 1}
+
+
+def rewritten(pieces: list[bytes], cap: int) -> tuple[list[list[bytes]], int]:
+    """What each piece let go on, and how often the body was skipped."""
+    skipped: list[None] = []
+    inner: list[bytes] = []
+
+    def tee(data: bytes) -> bytes:
+        inner.append(data)
+        return data
+
+    stream = Rewriting(lambda body: b"<" + body + b">", tee, skip=lambda: skipped.append(None), cap=cap)
+    found = []
+    for piece in [*pieces, b""]:
+        out = stream(piece)
+        found.append([out] if isinstance(out, bytes) else list(out))
+    assert inner[-1] == b"" and inner.count(b"") == 1
+    return found, len(skipped)
+
+
+def test_a_streamed_body_is_held_back_changed_and_sent() -> None:
+    assert rewritten([b"ab", b"c"], cap=3) == ([[], [], [b"<abc>"]], 0)
+
+
+def test_a_streamed_body_above_the_cap_goes_on_as_it_came() -> None:
+    assert rewritten([b"ab", b"c", b"d"], cap=2) == ([[], [b"abc"], [b"d"], [b""]], 1)
+
+
+def test_an_empty_streamed_body() -> None:
+    assert rewritten([], cap=2) == ([[b"<>"]], 0)
