@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megido_capture.addon import MegidoAddon
+from megido_capture.liveconfig import Start
 from megido_capture.master import CaptureMaster
 from megido_capture.node import Node
 from tests.integration.capture.harness import read_events, until
@@ -30,8 +31,8 @@ class Inside:
         return self.data_dir / "ca" / "mitmproxy-ca-cert.pem"
 
     def apply(self, **changed: Any) -> None:
-        """Settings as the live configuration changes them."""
-        self.node.apply(replace(self.node.settings, **changed))
+        """Settings as a user of a running mitmproxy changes them."""
+        self.node.restart(Start(replace(self.node.settings, **changed)))
 
     async def events(self) -> list[Any]:
         """Everything in the journal, heartbeats left out."""
