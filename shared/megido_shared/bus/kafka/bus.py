@@ -1,6 +1,7 @@
 """The bus on Apache Kafka."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from megido_shared.bus.topics import CONFIG, Topic
 from megido_shared.errors import ConfigurationError, Unavailable
 
 ADMIN_SECONDS = 20.0
+PREFIX = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _REFUSED = (
     InvalidConfigurationError,
     InvalidReplicationFactorError,
@@ -43,39 +45,46 @@ class KafkaBus:
         *,
         security: Mapping[str, str] | None = None,
         append_seconds: float = APPEND_SECONDS,
+        prefix: str = "",
     ) -> None:
         """`bootstrap` is host:port[,host:port…]; `security` as of `client.security_from_env`; `append_seconds` the
-        deadline of an append. Raises ConfigurationError on settings that cannot work."""
+        deadline of an append; `prefix` stands before the names of topics and groups in Kafka, so that deployments can
+        share one, and nowhere else. Raises ConfigurationError on settings that cannot work."""
+        if prefix and not PREFIX.fullmatch(prefix):
+            raise ConfigurationError(f"MEGIDO_KAFKA_PREFIX cannot be {prefix!r}; use letters, digits, . _ and -")
         self._bootstrap = bootstrap
+        self._prefix = prefix
         self._options: dict[str, Any] = client_options(bootstrap, security or {})
         self._append_seconds = append_seconds
-        self._config = ConfigTopic(self._options)
-        self._config_producer = KafkaProducer(self._options, deadline=append_seconds)
+        self._config = ConfigTopic(self._options, prefix)
+        self._config_producer = KafkaProducer(self._options, deadline=append_seconds, prefix=prefix)
         quieten()
 
     async def create_topics(self, topics: Sequence[Topic]) -> list[str]:
         async with self._admin() as admin:
             existing = await _names(admin)
-            missing = [topic for topic in topics if topic.name not in existing]
+            named = {self._prefix + topic.name: topic for topic in topics}
+            missing = {name: topic for name, topic in named.items() if name not in existing}
             if not missing:
                 return []
             brokers = (await within(ADMIN_SECONDS, admin.describe_cluster(), "asking for the brokers"))["brokers"]
             replication = 3 if len(brokers) >= 3 else 1
             wanted = [
-                NewTopic(topic.name, topic.partitions, replication, topic_configs=topic.config(replication))
-                for topic in missing
+                NewTopic(name, topic.partitions, replication, topic_configs=topic.config(replication))
+                for name, topic in missing.items()
             ]
             answer = await within(ADMIN_SECONDS, admin.create_topics(wanted), "creating topics")
             created = [name for name, code, message, *_ in answer.topic_errors if _created(name, code, message)]
-            await within(ADMIN_SECONDS, _until_known(admin, {topic.name for topic in missing}), "creating topics")
-            return created
+            await within(ADMIN_SECONDS, _until_known(admin, set(missing)), "creating topics")
+            return [named[name].name for name in created]
 
     async def topics(self) -> frozenset[str]:
         async with self._admin() as admin:
-            return frozenset(name for name in await _names(admin) if not name.startswith("__"))
+            ours = (name for name in await _names(admin) if name.startswith(self._prefix) and not name.startswith("__"))
+            return frozenset(name.removeprefix(self._prefix) for name in ours)
 
     async def producer(self, name: str, *, ordered: bool = False) -> base.Producer:
-        return KafkaProducer(self._options, deadline=self._append_seconds, ordered=ordered)
+        return KafkaProducer(self._options, deadline=self._append_seconds, ordered=ordered, prefix=self._prefix)
 
     async def consumer(
         self,
@@ -89,8 +98,18 @@ class KafkaBus:
         """Raises Unavailable without a broker, ConfigurationError when a topic does not exist."""
         names = {topic.name for topic in topics}
         if missing := sorted(names - await self.topics()):
-            raise ConfigurationError(f"Kafka at {self._bootstrap} has no topic {missing[0]}; run `megido migrate`")
-        member = KafkaConsumer(self._options, group, names, cluster_id=self.cluster_id, resume=resume, revoked=revoked)
+            raise ConfigurationError(
+                f"Kafka at {self._bootstrap} has no topic {self._prefix}{missing[0]}; run `megido migrate`"
+            )
+        member = KafkaConsumer(
+            self._options,
+            self._prefix + group,
+            names,
+            prefix=self._prefix,
+            source_id=self.source_id,
+            resume=resume,
+            revoked=revoked,
+        )
         await member.start()
         return member
 
@@ -107,11 +126,15 @@ class KafkaBus:
         await self.cluster_id()
 
     async def cluster_id(self) -> str:
-        """The id that this cluster was formatted with: the `source_id` of its streams. Raises Unavailable."""
+        """The id that this cluster was formatted with. Raises Unavailable."""
         async with self._admin() as admin:
             described = await within(ADMIN_SECONDS, admin.describe_cluster(), "asking for the cluster")
             found: str = described["cluster_id"] or ""
             return found
+
+    async def source_id(self) -> str:
+        """What tells the streams of this deployment from all others."""
+        return await self.cluster_id() + (f"/{self._prefix}" if self._prefix else "")
 
     async def close(self) -> None:
         await self._config_producer.close()

@@ -15,14 +15,14 @@ from megido_shared.errors import Unavailable
 
 READ_SECONDS = 15.0
 RETRY_SECONDS = 2.0
-_PARTITION = TopicPartition(CONFIG.name, 0)
 
 _log = logging.getLogger(__name__)
 
 
 class ConfigTopic:
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], prefix: str = "") -> None:
         self._options = options
+        self._partition = TopicPartition(prefix + CONFIG.name, 0)
 
     async def get(self, scope: str) -> bytes | None:
         """The current value, or None. Raises Unavailable."""
@@ -52,8 +52,8 @@ class ConfigTopic:
         reader = AIOKafkaConsumer(**self._options, enable_auto_commit=False, auto_offset_reset="earliest")
         try:
             await within(CONNECT_SECONDS, reader.start(), "connecting")
-            reader.assign([_PARTITION])
-            await within(CONNECT_SECONDS, reader.seek_to_beginning(_PARTITION), "seeking in the configuration")
+            reader.assign([self._partition])
+            await within(CONNECT_SECONDS, reader.seek_to_beginning(self._partition), "seeking in the configuration")
             yield reader
         finally:
             await ended(reader.stop())
@@ -61,13 +61,16 @@ class ConfigTopic:
 
 async def _to_end(reader: AIOKafkaConsumer) -> dict[bytes, bytes]:
     """The last value of every scope as of now."""
-    end = (await reader.end_offsets([_PARTITION]))[_PARTITION]
+    [partition] = reader.assignment()
+    end = (await reader.end_offsets([partition]))[partition]
     found: dict[bytes, bytes] = {}
-    while await reader.position(_PARTITION) < end:
+    while await reader.position(partition) < end:
         found |= await _more(reader, 200)
     return found
 
 
 async def _more(reader: AIOKafkaConsumer, timeout_ms: int) -> dict[bytes, bytes]:
-    records = (await reader.getmany(timeout_ms=timeout_ms)).get(_PARTITION, [])
-    return {record.key: record.value for record in records if record.key and record.value is not None}
+    batches = (await reader.getmany(timeout_ms=timeout_ms)).values()
+    return {
+        record.key: record.value for records in batches for record in records if record.key and record.value is not None
+    }

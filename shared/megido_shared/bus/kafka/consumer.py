@@ -64,14 +64,16 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         group: str,
         topics: Iterable[str],
         *,
-        cluster_id: Callable[[], Awaitable[str]],
+        prefix: str = "",
+        source_id: Callable[[], Awaitable[str]],
         resume: Resume | None,
         revoked: Revoked | None,
     ) -> None:
         self._options = options
         self._group = group
-        self._topics = sorted(topics)
-        self._cluster_id = cluster_id
+        self._prefix = prefix
+        self._topics = sorted(prefix + topic for topic in topics)
+        self._source_id = source_id
         self._resume = resume
         self._revoked = revoked
         self._client: AIOKafkaConsumer | None = None
@@ -195,8 +197,8 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         wanted = self._unplaced
         if not wanted:
             return
-        self._source = await self._cluster_id()
-        streams = {tp: Stream(self._source, tp.topic, tp.partition) for tp in wanted}
+        self._source = await self._source_id()
+        streams = {tp: Stream(self._source, tp.topic.removeprefix(self._prefix), tp.partition) for tp in wanted}
         stored = await self._resume(streams.values()) if self._resume else {}
         doing = "asking for the offsets"
         committed = {

@@ -28,10 +28,13 @@ class KafkaProducer:
     under way at a time, and behind one that failed the broker refuses the next (a gap in the sequence numbers).
     """
 
-    def __init__(self, options: Mapping[str, Any], *, deadline: float = APPEND_SECONDS, ordered: bool = False) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], *, deadline: float = APPEND_SECONDS, ordered: bool = False, prefix: str = ""
+    ) -> None:
         self._options = options
         self._deadline = deadline
         self._ordered = ordered
+        self._prefix = prefix
         self._failed = False
         self._client: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
@@ -56,7 +59,7 @@ class KafkaProducer:
             if self._client is not client:
                 raise Unavailable(BEHIND_A_FAILURE)
             try:
-                batches = await _queue(client, records)
+                batches = await _queue(client, self._prefix, records)
             except BaseException:
                 self._give_up(client)  # before the next has its turn
                 raise
@@ -90,12 +93,12 @@ class KafkaProducer:
             return self._client
 
 
-async def _queue(client: AIOKafkaProducer, records: Sequence[Outgoing]) -> list[asyncio.Future[Any]]:
+async def _queue(client: AIOKafkaProducer, prefix: str, records: Sequence[Outgoing]) -> list[asyncio.Future[Any]]:
     """Hands the records over in batches of our own (half the CPU of `send`); a future each. Those of one partition
     travel one after the other."""
     queued: list[asyncio.Future[Any]] = []
     try:
-        await _fill(client, records, queued)
+        await _fill(client, prefix, records, queued)
     except BaseException:
         for future in queued:
             future.cancel()
@@ -103,16 +106,19 @@ async def _queue(client: AIOKafkaProducer, records: Sequence[Outgoing]) -> list[
     return queued
 
 
-async def _fill(client: AIOKafkaProducer, records: Sequence[Outgoing], queued: list[asyncio.Future[Any]]) -> None:
+async def _fill(
+    client: AIOKafkaProducer, prefix: str, records: Sequence[Outgoing], queued: list[asyncio.Future[Any]]
+) -> None:
     partitions: dict[str, list[int]] = {}
     filling: dict[tuple[str, int], Any] = {}
     for record in records:
         if len(record.value) > MAX_REQUEST_BYTES:
             raise Unavailable(f"a record of {len(record.value)} bytes is more than Kafka takes")
-        if (known := partitions.get(record.topic)) is None:
-            known = partitions[record.topic] = sorted(await client.partitions_for(record.topic))
+        topic = prefix + record.topic
+        if (known := partitions.get(topic)) is None:
+            known = partitions[topic] = sorted(await client.partitions_for(topic))
         # As Kafka's own clients place a key, for other producers of the topic.
-        place = record.topic, known[(murmur2(record.key) & 0x7FFFFFFF) % len(known)]
+        place = topic, known[(murmur2(record.key) & 0x7FFFFFFF) % len(known)]
         headers = list(record.headers.items())
         batch = filling.get(place) or client.create_batch()
         if batch.append(timestamp=None, key=record.key, value=record.value, headers=headers) is None:
