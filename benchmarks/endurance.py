@@ -196,7 +196,9 @@ def websocket(stage: Stage, arguments: argparse.Namespace) -> dict[str, object]:
             y="resident memory of the proxy (MB)",
             lines=[
                 Line(f"megido: {ours.slope_mb(100_000):+.2f} MB per 100,000 messages", ours.points(1000)),
-                Line(f"bare mitmdump: {bare.slope_mb(100_000):+.1f}", bare.points(1000)),
+                Line(
+                    f"bare mitmdump: {bare.slope_mb(100_000):+.1f}, stopped at {done['mitmdump']:,}", bare.points(1000)
+                ),
             ],
         ),
     )
