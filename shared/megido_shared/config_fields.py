@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from megido_shared.config import ProxySettings
+from megido_shared.destinations import Blocked
 from megido_shared.networks import entries, parse_networks
 from megido_shared.settings import DEFAULT_LOG_DIR, DEFAULT_MAX_BODY_SIZE
 
@@ -131,6 +132,11 @@ def _check_text(name: str, kind: Kind, value: str) -> None:
         case "networks":
             try:
                 parse_networks(value)
+            except ValueError as error:
+                raise Invalid(name, str(error)) from None
+        case "names" if name == "blocked_destinations":
+            try:
+                Blocked(value)
             except ValueError as error:
                 raise Invalid(name, str(error)) from None
         case "names":

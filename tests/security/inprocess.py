@@ -24,6 +24,7 @@ class Served(Proxy):
         """As a new configuration does, secrets included that no option of the start could give."""
         changed = replace(self.node.access.settings, **settings).checked()
         self.node.gate.apply(changed)
+        self.node.own_door.apply(changed)
         self.node.access.settings = changed
 
 

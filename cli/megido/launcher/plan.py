@@ -16,6 +16,10 @@ LAGS = {FORWARDER: "megido_forwarder_lag_", INGEST: "megido_ingest_lag_"}
 """Who carries a backlog, and what its metrics are called."""
 
 
+PROBE_PORTS = {CAPTURE: 9490, REPLAYER: 9480, INGEST: 9470, FORWARDER: 9460}
+"""Of probes and metrics, as far as they are free. The API has them on its own port."""
+
+
 def specs(options: UpOptions) -> list[Spec]:
     makers: dict[str, Callable[[UpOptions], Spec]] = {
         CAPTURE: _capture,
@@ -34,6 +38,11 @@ def _common(options: UpOptions) -> list[str]:
     return ["--data-dir", str(options.common.data_dir.root), *kafka]
 
 
+def _protected(*more: int) -> list[str]:
+    """Megido's own ports, which nobody reaches through proxy or replayer; what each knows itself left out."""
+    return [f"--protect=127.0.0.1:{port}" for port in (*more, *PROBE_PORTS.values())]
+
+
 def _service(name: str, preferred: int, arguments: list[str]) -> Spec:
     return Spec(
         name,
@@ -48,22 +57,23 @@ def _capture(options: UpOptions) -> Spec:
         *_common(options),
         *("--listen-port", str(options.proxy_port)),
         *("--api-url", f"http://127.0.0.1:{options.api_port}"),
+        *_protected(),
     ]
     if options.common.kafka or options.runs(INGEST):
         # With Kafka one forwarder of ours ships every journal; without, ingest reads them where they are.
         arguments.append("--no-forwarder")
     # The user's own come last, so that they win.
-    return _service(CAPTURE, 9490, [*arguments, *options.capture_arguments])
+    return _service(CAPTURE, PROBE_PORTS[CAPTURE], [*arguments, *options.capture_arguments])
 
 
 def _ingest(options: UpOptions) -> Spec:
-    return _service(INGEST, 9470, [*_common(options), "--log-dir", str(options.log_dir)])
+    return _service(INGEST, PROBE_PORTS[INGEST], [*_common(options), "--log-dir", str(options.log_dir)])
 
 
 def _replayer(options: UpOptions) -> Spec:
     shipped = ["--no-forwarder"] if options.common.kafka else []
-    own = [f"--protect=127.0.0.1:{port}" for port in (options.api_port, options.proxy_port)]
-    return _service(REPLAYER, 9480, [*_common(options), *shipped, *own])
+    own = _protected(options.api_port, options.proxy_port)
+    return _service(REPLAYER, PROBE_PORTS[REPLAYER], [*_common(options), *shipped, *own])
 
 
 def _api(options: UpOptions) -> Spec:
@@ -76,5 +86,5 @@ def _forwarder(options: UpOptions) -> Spec:
         FORWARDER,
         "megido_shared.bus.forwarder",
         lambda port: [*_common(options), "--metrics-port", str(port)],
-        lambda: free_port(9460),
+        lambda: free_port(PROBE_PORTS[FORWARDER]),
     )

@@ -22,6 +22,7 @@ from megido_capture.workers.group import Group
 from megido_capture.workers.plan import planned
 from megido_capture.workers.ports import reserve, share_ports
 from megido_capture.workers.worker import Parent, Serving, Share
+from megido_shared.addresses import Endpoint
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer, Ready
 from megido_shared.service import guard, setup_logging, stop_on_signals
@@ -101,6 +102,7 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: 
         metrics_port = parent.share.metrics_port
     else:
         ops = _ops(registry, lambda: missing, arguments.metrics_port)
+    addon.node.own_door.protect(Endpoint("localhost", ops.port), "own metrics")
         metrics_port = ops.port
 
     def serving() -> None:

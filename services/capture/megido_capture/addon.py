@@ -39,6 +39,7 @@ _PLACE: tuple[tuple[str, Any, str], ...] = (
     ("megido_kafka", "", "Kafka bootstrap servers (host:port). Default: MEGIDO_KAFKA, or no Kafka."),
     ("megido_node", "capture", "Name of this node; its slot in the data directory is the name and a number."),
     ("megido_forwarder", True, "Ship the journal to Kafka or to api_url by a child process."),
+    ("megido_protect", "", "Further endpoints (host:port, comma-separated) that nobody reaches through the proxy."),
 )
 _FIXED = ("api_url", "source_app", "journal_policy", *(name for name, _, _ in _PLACE))
 """What a running node cannot change: a new value is refused, not taken without effect."""
@@ -105,6 +106,7 @@ class MegidoAddon:
             forwarder=options.megido_forwarder,
             loopback_only=self._rebind,
             workers=self._workers,
+            protect=options.megido_protect or self._env.get("MEGIDO_PROTECT", ""),
         )
         proxyserver = ctx.master.addons.get("proxyserver")
         assert isinstance(proxyserver, Proxyserver)

@@ -16,6 +16,7 @@ _PLACE = {
     "kafka": "megido_kafka",
     "node_name": "megido_node",
     "forwarder": "megido_forwarder",
+    "protect": "megido_protect",
 }
 
 
@@ -43,6 +44,13 @@ def parser(help_of: dict[str, str]) -> argparse.ArgumentParser:
         "--forwarder", action=argparse.BooleanOptionalAction, default=True, help="Ship the journal by a child process."
     )
     made.add_argument(
+        "--protect",
+        action=_Joined,
+        default="",
+        metavar="HOST:PORT",
+        help="Megido's own endpoint that nobody reaches through the proxy. Repeatable; beside those that it knows.",
+    )
+    made.add_argument(
         "--fastpath", action=argparse.BooleanOptionalAction, default=True, help="Replace mitmproxy's hot spots."
     )
     made.add_argument(
@@ -55,6 +63,16 @@ def parser(help_of: dict[str, str]) -> argparse.ArgumentParser:
         "--set", dest="options", action="append", default=[], metavar="NAME=VALUE", help="Any option of mitmproxy."
     )
     return made
+
+
+class _Joined(argparse.Action):
+    """Given several times, one list."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
 
 
 def _workers(text: str) -> int:

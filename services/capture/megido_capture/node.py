@@ -27,6 +27,7 @@ from megido_capture.connections import Connections
 from megido_capture.counters import Counters
 from megido_capture.drain import Drain
 from megido_capture.emitter import Emitter
+from megido_capture.errors import cause_of_message
 from megido_capture.farewell import Farewell, cut
 from megido_capture.flows import content_length
 from megido_capture.gate import AddressGate
@@ -35,7 +36,7 @@ from megido_capture.heartbeat import Config, Figures, Heartbeat
 from megido_capture.lastgood import LastKnownGood
 from megido_capture.limits import Limits
 from megido_capture.liveconfig import LiveConfiguration, Start
-from megido_capture.owndoor import OwnDoor
+from megido_capture.owndoor import OwnDoor, doors_of
 from megido_capture.recorder import Recorder
 from megido_capture.rules import Rules, RuleSet
 from megido_capture.settings import CaptureSettings
@@ -44,6 +45,7 @@ from megido_capture.streaming import Streaming
 from megido_capture.timeouts import Timeouts
 from megido_capture.websocket import WebSockets, observe, stop_observing
 from megido_capture.websocket.recovery import left_open, write_close
+from megido_shared.addresses import Endpoint
 from megido_shared.bus.base import Bus
 from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, Room, group_is_live
@@ -71,6 +73,7 @@ class Place:
     forwarder: bool = True
     loopback_only: bool = False
     workers: int = 1
+    protect: str = ""
 
 
 class Node:
@@ -154,6 +157,13 @@ class Node:
             if place.forwarder
             else None
         )
+        self.own_door = OwnDoor(
+            doors_of(settings.api_url, place.common, place.protect),
+            settings,
+            self.counters,
+            listening=lambda: [Endpoint(host or "localhost", port) for host, port, *_ in proxyserver.listen_addrs()],
+            refuse=self._refuse_server,
+        )
         self.limits = Limits(
             settings,
             self.registry,
@@ -170,7 +180,7 @@ class Node:
             self.connections,
             self.access,  # before anybody records, or sets a stream
             self.timeouts,
-            OwnDoor(settings.api_url, place.common.kafka),
+            self.own_door,
             self.websockets,  # before the recorder forgets a handshake
             _Before(recorder),
             *([self.backpressure] if settings.journal_policy == "block" else []),
@@ -201,6 +211,7 @@ class Node:
 
     def _apply_settings(self, settings: CaptureSettings) -> None:
         self.gate.apply(settings)
+        self.own_door.apply(settings)
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.keep = Keep.of(settings)
         self.cache.apply(settings)
@@ -341,6 +352,18 @@ class Node:
         """Seconds since anything came from the client or from its upstreams."""
         handler = self._proxyserver.connections.get(client.id)
         return time.time() - handler.timeout_watchdog.last_activity if handler else 0.0
+
+    def _refuse_server(self, client: connection.Client, server: connection.Server, why: str) -> None:
+        """Ends a connection that has just been made. What mitmproxy writes to it from now on goes nowhere."""
+        self.connections.note(client, server, cause_of_message(why))
+        handler = self._proxyserver.connections.get(client.id)
+        transport = handler.transports.get(server) if handler else None
+        if transport is None or transport.writer is None:
+            return
+        if isinstance(transport.writer, asyncio.StreamWriter):
+            transport.writer.transport.abort()
+        else:
+            transport.writer.close()  # type: ignore[no-untyped-call]
 
     def _close_with(self, client: connection.Client, data: bytes) -> None:
         """Writes to a client past mitmproxy's layers, which would wait for the rest of its request first."""

@@ -10,12 +10,12 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from megido_shared.addresses import Address, Endpoint, innermost, is_here, parse_endpoints
 from megido_shared.errors import MegidoError
 from megido_shared.events import ErrorType
 
-type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+__all__ = ["Endpoint", "Gate", "Refused", "Unresolved", "forbidden", "parse_endpoints", "resolve"]
 
 _METADATA = frozenset(
     ipaddress.ip_address(text)
@@ -28,8 +28,6 @@ _METADATA = frozenset(
     )
 )
 _METADATA_NAMES = ("metadata.google.internal", "metadata.goog", "instance-data")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_COMPATIBLE = ipaddress.ip_network("::/96")
 
 
 class Refused(MegidoError):
@@ -40,26 +38,6 @@ class Unresolved(MegidoError):
     """A name without an address; `error_type` as events have it."""
 
     error_type = ErrorType.DNS_ERROR
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A host (name or address) and port that belongs to Megido itself."""
-
-    host: str
-    port: int
-
-
-def parse_endpoints(text: str) -> list[Endpoint]:
-    """`host:port` and `[address]:port`, separated by commas. Raises ValueError."""
-    return [_endpoint(part.strip()) for part in text.split(",") if part.strip()]
-
-
-def _endpoint(text: str) -> Endpoint:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return Endpoint(host.strip("[]") or "localhost", int(port))
 
 
 class Gate:
@@ -98,7 +76,7 @@ class Gate:
         for endpoint in self._protected:
             if endpoint.port == port:
                 try:
-                    found.update(map(_innermost, await self._resolve(endpoint.host.lower())))
+                    found.update(map(innermost, await self._resolve(endpoint.host.lower())))
                 except Unresolved:
                     continue
         return frozenset(found)
@@ -111,7 +89,7 @@ class Gate:
 
 def forbidden(address: Address, *, allow_loopback: bool) -> str | None:
     """Why replays must not go to that address, or None. Embedded IPv4 addresses are judged too."""
-    inner = _innermost(address)
+    inner = innermost(address)
     if inner in _METADATA:
         return "it serves cloud metadata"
     if inner.is_link_local:
@@ -126,38 +104,11 @@ def forbidden(address: Address, *, allow_loopback: bool) -> str | None:
     return None
 
 
-def _innermost(address: Address) -> Address:
-    """The IPv4 address inside an IPv4-mapped, -compatible, 6to4 or NAT64 address; others as they are."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address
-
-
 def _reaches(address: Address, own: frozenset[Address]) -> bool:
     """Whether a connection to `address` may end at one of `own`, through any address of this machine."""
     if not own:
         return False
-    return _innermost(address) in own or (_is_here(address) and any(map(_is_here, own)))
-
-
-def _is_here(address: Address) -> bool:
-    """Whether it is an address of this machine: only those can be bound to."""
-    inner = _innermost(address)
-    if inner.is_loopback or inner.is_unspecified:
-        return True
-    family = socket.AF_INET if inner.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((str(inner), 0))
-        except OSError:
-            return False
-    return True
+    return innermost(address) in own or (is_here(address) and any(map(is_here, own)))
 
 
 async def resolve(host: str) -> list[Address]:

@@ -1,6 +1,5 @@
 """The decision on credentials and addresses, and that doubt denies."""
 
-import socket
 from base64 import b64encode
 from typing import Any
 
@@ -12,7 +11,6 @@ from megido_capture.access import Access, check_listeners
 from megido_capture.credentials import Accepted, parse
 from megido_capture.farewell import Farewell
 from megido_capture.gate import AddressGate, is_loopback
-from megido_capture.owndoor import OwnDoor
 from megido_capture.settings import CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
@@ -151,47 +149,6 @@ def test_listeners(modes: list[str], host: str, auth: bool, refused: bool) -> No
             check_listeners(settings, modes, host)
     else:
         check_listeners(settings, modes, host)
-
-
-@pytest.mark.parametrize(
-    ("api_url", "address", "refused"),
-    [
-        ("http://localhost:8000", ("127.0.0.1", 8000), True),
-        ("http://localhost:8000", ("::1", 8000), True),
-        ("http://localhost:8000", ("0.0.0.0", 8000), True),
-        ("http://localhost:8000", ("127.0.0.1", 8001), False),
-        ("http://localhost:8000", ("198.51.100.1", 8000), False),
-        ("http://localhost:8000", ("127.1", 8000), True),
-        ("http://localhost:8000", ("2130706433", 8000), True),
-        ("http://localhost:8000", ("0x7f000001", 8000), True),
-        ("http://localhost:8000", ("LOCALHOST.", 8000), True),
-        ("http://localhost:8000", ("here.localhost", 8000), True),
-        ("http://localhost:8000", ("foreign.example", 8000), True),
-        ("http://localhost:8000", ("foreign.example", 8001), False),
-        ("https://api.example.org", ("api.example.org", 443), True),
-        ("https://api.example.org", ("api.example.org.", 443), True),
-        ("https://api.example.org", ("127.0.0.1", 443), False),
-        ("http://localhost:8000", ("kafka.example", 9092), True),
-        ("http://localhost:8000", ("127.0.0.1", 9093), True),
-    ],
-)
-async def test_own_door(api_url: str, address: tuple[str, int], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mitmproxy.proxy.server_hooks import ServerConnectionHookData
-
-    flow = tflow.tflow()
-    server = flow.server_conn.copy()
-    server.state = type(server.state).CLOSED
-    server.address = address
-    resolve = socket.getaddrinfo
-
-    def resolving(host: str, *arguments: Any, **more: Any) -> Any:
-        """A name that somebody else has let point at this machine; numbers as they are."""
-        return resolve("127.0.0.1" if host == "foreign.example" else host, *arguments, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolving)
-    door = OwnDoor(api_url, "kafka.example:9092,localhost:9093")
-    await door.server_connect(ServerConnectionHookData(server=server, client=flow.client_conn))
-    assert bool(server.error) is refused
 
 
 def test_settings_from_the_environment() -> None:
