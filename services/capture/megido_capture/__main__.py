@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from megido_capture.addon import HELP, MegidoAddon, certificate
 from megido_capture.flags import options_of, parser
 from megido_capture.limits import raise_open_files
+from megido_capture.logtext import bound_logs
 from megido_capture.master import CaptureMaster
 from megido_capture.workers.figures import GroupFigures
 from megido_capture.workers.group import Group
@@ -54,6 +55,7 @@ def serve_share(parent: Parent, argv: list[str], env: Mapping[str, str]) -> None
 def _arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser(HELP).parse_args(argv)
     setup_logging()
+    bound_logs()
     # What mitmproxy says about each connection and stream is traffic, not the service's log.
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
     logging.getLogger("mitmproxy.addons.proxyserver").setLevel(logging.CRITICAL)  # we say it in one line

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 
 from mitmproxy import connection, http, tls
 from mitmproxy.proxy import server_hooks
@@ -136,14 +137,40 @@ class Connections:
     def refused_head(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
         """A request head above the caps: refused before there was a flow."""
         self.counters["refused_heads"] += 1
-        url = self._url((target[0], target[1])) if target else ""
-        self._raise(self._registry.client(conn), Cause(ErrorType.PROTOCOL_ERROR, message), url)
+        self._end(conn, message, target)
+
+    @contained
+    def bad_request(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
+        """What a client sent is no request that could become a flow."""
+        if not self._registry.client(conn).ending:
+            self.counters["bad_requests"] += 1
+            self._end(conn, message, target)
+
+    @contained
+    def crashed(self, conn: connection.Client, error: BaseException) -> None:
+        """A layer of mitmproxy raised: what is open on the connection ends with it."""
+        state = self._registry.client(conn)
+        if state.ending:
+            return
+        state.ending = True
+        self.counters["crashes"] += 1
+        cause = replace(cause_of_exception(error), error_type=ErrorType.OTHER)
+        if not state.flows:
+            self._raise(state, cause, "")
+        for flow in state.flows.values():
+            flow.cut = flow.cut or cause
 
     @contained
     def broken_request(self, conn: connection.Client, message: str) -> None:
         """What ended the client's open flow, however its end is told."""
         for state in self._registry.client(conn).flows.values():
             state.cut = state.cut or Cause(ErrorType.PROTOCOL_ERROR, message)
+
+    def _end(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
+        state = self._registry.client(conn)
+        state.ending = True
+        url = self._url((target[0], target[1])) if target else ""
+        self._raise(state, Cause(ErrorType.PROTOCOL_ERROR, message), url)
 
     def _intended_url(self, state: ClientState) -> str:
         host, port = state.tls_target or (state.conn.sni or "", 443)

@@ -4,6 +4,7 @@ mitmproxy reports most causes as text. Connection hooks, which run closest to th
 that ends a flow asks `classify` with that note, or with mitmproxy's message alone.
 """
 
+import ast
 import errno
 import re
 import socket
@@ -27,10 +28,23 @@ class Cause:
     stack_trace: str = ""
 
 
-# The first pattern found decides, so the specific ones stand before the general ones.
+_CUT_HEAD = "unexpected server response: "
+_LITERAL = re.compile(r"""(?:bytearray\()?\bb('(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))\)?""", re.DOTALL)
+_HEX = re.compile(r"\b[0-9a-f]{32,}\b")
+
+# The first pattern found decides, so the specific ones stand before the general ones. Those of HTTP come first of
+# all: what follows them may be a peer's words, which mean nothing.
 _PATTERNS: tuple[tuple[re.Pattern[str], ErrorType], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), error_type)
     for pattern, error_type in (
+        (rf"^{_CUT_HEAD}b['\"]HTTP/|^HTTP/1 protocol error: peer closed connection", ErrorType.CONNECTION_RESET),
+        (
+            rf"^{_CUT_HEAD}|^HTTP/[12] protocol error|^Invalid HTTP/2|^Received .*HTTP/2|^cannot parse HTTP"
+            r"|^Received .* refusing to prevent request smuggling|^invalid request scheme|^bad http"
+            r"|^HTTP request has no host header",
+            ErrorType.PROTOCOL_ERROR,
+        ),
+        (r"^stream reset by|^HTTP/2 connection closed", ErrorType.CONNECTION_RESET),
         (
             r"\[Errno -\d+\]|getaddrinfo|name or service not known|name resolution|nodename nor servname",
             ErrorType.DNS_ERROR,
@@ -43,11 +57,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], ErrorType], ...] = tuple(
             r"|connection closed|connection killed|connection reset|connection cancelled|^EOF$",
             ErrorType.CONNECTION_RESET,
         ),
-        (
-            r"protocol error|cannot parse|unexpected server response|refusing to prevent request smuggling"
-            r"|invalid request scheme|no host header|invalid http|malformed|bad http",
-            ErrorType.PROTOCOL_ERROR,
-        ),
+        (r"protocol error|malformed", ErrorType.PROTOCOL_ERROR),
     )
 )
 
@@ -75,16 +85,40 @@ def type_of_exception(error: BaseException) -> ErrorType:
 
 def cause_of_exception(error: BaseException, message: str = "") -> Cause:
     """A cause with the exception's stack trace."""
-    trace = "".join(traceback.format_exception(error))
-    return Cause(type_of_exception(error), message or str(error), trace[-MAX_TRACE:])
+    return Cause(type_of_exception(error), message or str(error), trace_of(error))
 
 
 def cause_of_message(message: str) -> Cause:
     return Cause(type_of_message(message), message)
 
 
+def plain(message: str) -> str:
+    """mitmproxy's text without the bytes of the traffic that it quotes: how many they are stands for them. A message
+    goes to places where a body does not: the JSON logs, lists, a terminal."""
+    if message.startswith(_CUT_HEAD):
+        message = message.replace(_CUT_HEAD, "the server closed the connection within the head of its response: ", 1)
+    elif message.startswith("stream reset by client"):
+        message = message.replace("stream reset by client", "HTTP/2 stream reset", 1)  # said of servers as well
+    message = _LITERAL.sub(_size_of, message)
+    return _HEX.sub(lambda found: f"<{len(found[0]) // 2} bytes>", message)[:MAX_MESSAGE]
+
+
+def trace_of(error: BaseException, at_most: int = MAX_TRACE) -> str:
+    """A stack trace whose last line quotes no traffic: lines of code hold none."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    head = "Traceback (most recent call last):\n"
+    return f"{head}{frames}{type(error).__qualname__}: {plain(str(error))}"[-at_most:]
+
+
 def failure(message: str, cause: Cause | None = None) -> Failure:
     """The failure of an event. A noted cause wins over mitmproxy's text, whose details it lacks."""
     if cause is None:
-        return Failure(type_of_message(message), message[:MAX_MESSAGE])
-    return Failure(cause.error_type, (cause.message or message)[:MAX_MESSAGE], cause.stack_trace)
+        return Failure(type_of_message(message), plain(message))
+    return Failure(cause.error_type, plain(cause.message or message), cause.stack_trace)
+
+
+def _size_of(literal: re.Match[str]) -> str:
+    try:
+        return f"<{len(ast.literal_eval('b' + literal[1]))} bytes>"
+    except (ValueError, SyntaxError):
+        return "<bytes>"  # cut short

@@ -33,9 +33,11 @@ from megido_capture.flows import content_length
 from megido_capture.gate import AddressGate
 from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Config, Figures, Heartbeat
+from megido_capture.httpmend import mend, stop_mending
 from megido_capture.lastgood import LastKnownGood
 from megido_capture.limits import Limits
 from megido_capture.liveconfig import LiveConfiguration, Start
+from megido_capture.openconnections import CrashWatch, OpenConnections
 from megido_capture.owndoor import OwnDoor, doors_of
 from megido_capture.recorder import Recorder
 from megido_capture.rules import Rules, RuleSet
@@ -196,6 +198,10 @@ class Node:
         self._drain: Drain | None = None
         observe(self.websockets)
         guard_heads(self.connections, self.limits.head_begun)
+        mend(self.connections)
+        connected = OpenConnections(proxyserver)
+        recorder.arrived, recorder.was_reset = connected.arrived, connected.was_reset
+        self._crash_watch = CrashWatch(connected, self.connections.crashed)
         live.put_in_force = self._apply
         self._apply()
 
@@ -264,6 +270,8 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.heartbeat.beat("stopping")
         stop_observing()
+        self._crash_watch.stop()
+        stop_mending()
         stop_guarding()
         if self._forwarder is not None:
             await asyncio.to_thread(self._forwarder.stop)

@@ -1,6 +1,7 @@
 """The addon that records flows: one terminal event each, in the journal before the client has its response."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from megido_shared.clock import Clock
 from megido_shared.events import (
     EMPTY_BODY,
     Body,
+    ErrorType,
+    Failure,
     FlowCompleted,
     FlowFailed,
     FlowInterrupted,
@@ -42,6 +45,10 @@ class Recorder:
         self._clock = clock
         self.keep = keep
         """Of the flows that open from now on."""
+        self.arrived: Callable[[http.HTTPFlow], tuple[bytes, bytes]] = lambda flow: (b"", b"")
+        """What there is of the bodies of a flow that ends before they do."""
+        self.was_reset: Callable[[http.HTTPFlow], bool] = lambda flow: False
+        """Whether the server's connection was reset: mitmproxy takes that for the end of a body without a length."""
 
     @contained
     def open(self, flow: http.HTTPFlow) -> None:
@@ -68,7 +75,10 @@ class Recorder:
 
     @contained
     def response(self, flow: http.HTTPFlow) -> None:
-        self.complete(flow)
+        if _ends_with_the_connection(flow) and self.was_reset(flow) and (state := self._ended(flow)) is not None:
+            self._fail(state, Failure(ErrorType.CONNECTION_RESET, "the server reset the connection within the body"))
+        else:
+            self.complete(flow)
 
     @contained
     def error(self, flow: http.HTTPFlow) -> None:
@@ -77,9 +87,7 @@ class Recorder:
             return
         message = flow.error.msg if flow.error else ""
         noted = self._noted(state, message)
-        cause = state.cut or noted
-        self._emitter.write(FlowFailed(**self._fields(state, terminal=True), failure=failure(message, cause)))
-        self.counters["failed"] += 1
+        self._fail(state, failure(message, state.cut or noted))
 
     def complete(self, flow: http.HTTPFlow) -> None:
         """Appends `FlowCompleted`, once: nothing when the flow has ended already."""
@@ -104,22 +112,31 @@ class Recorder:
     def interrupt(self, state: FlowState) -> None:
         """Appends `FlowInterrupted`: this process ends before the flow does."""
         if self._ended(state.flow) is not None:
-            self._emitter.write(FlowInterrupted(**self._fields(state, terminal=True)))
+            self._emitter.write(FlowInterrupted(**self._fields(state, terminal=True, cut_short=True)))
             self.counters["interrupted"] += 1
 
     def client_gone(self, flows: list[FlowState]) -> None:
         """Ends what is still open of a connection that has closed: mitmproxy told us of no end."""
         for state in flows:
             if self._ended(state.flow) is not None:
-                ended = failure("client disconnected", state.cut)
-                self._emitter.write(FlowFailed(**self._fields(state, terminal=True), failure=ended))
-                self.counters["failed"] += 1
+                self._fail(state, failure("client disconnected", state.cut))
 
     def tick(self, now: float) -> None:
         """Called a few times a second: announces flows that stay open."""
         for state in list(self._registry.older_than(now - ANNOUNCE_AFTER)):
             if not state.announced:
                 self.announce(state)
+
+    def _fail(self, state: FlowState, why: Failure) -> None:
+        fields = self._fields(state, terminal=True, cut_short=True)
+        address = state.flow.server_conn.address
+        if not fields["request"].host and address is not None:
+            # Refused before mitmproxy knew where it was to go: to where the tunnel leads.
+            scheme = "https" if state.flow.client_conn.tls else "http"
+            place = {"host": address[0], "port": address[1], "scheme": scheme}
+            fields["request"] = msgspec.structs.replace(fields["request"], **place)
+        self._emitter.write(FlowFailed(**fields, failure=why))
+        self.counters["failed"] += 1
 
     def _ended(self, flow: http.HTTPFlow) -> FlowState | None:
         """The state of a flow that ends now, if its end is to be recorded."""
@@ -129,12 +146,15 @@ class Recorder:
         self.counters["unrecorded"] += 1
         return None
 
-    def _fields(self, state: FlowState, *, terminal: bool) -> dict[str, Any]:
+    def _fields(self, state: FlowState, *, terminal: bool, cut_short: bool = False) -> dict[str, Any]:
         flow, emitter = state.flow, self._emitter
-        request_body = _body(state.request_tee, flow.request.data.content, state.keep.request)
+        request, response = flow.request.data.content, flow.response.data.content if flow.response else b""
+        if cut_short and (request is None or response is None):
+            request, response = self._so_far(state, request, response)
+        request_body = _body(state.request_tee, request, state.keep.request)
         response_body = EMPTY_BODY
         if flow.response is not None:
-            response_body = _body(state.response_tee, flow.response.data.content, state.keep.response)
+            response_body = _body(state.response_tee, response, state.keep.response)
         inline = len(request_body.data) + len(response_body.data)
         room = MAX_INLINE - max(0, _heads(flow) - SMALL_HEADS) if inline > SMALL_BODIES else MAX_INLINE
         if terminal:
@@ -157,6 +177,13 @@ class Recorder:
         )
         return fields
 
+    def _so_far(self, state: FlowState, request: bytes | None, response: bytes | None) -> tuple[bytes, bytes]:
+        """The bodies of a flow that ends before they do, as far as they have come."""
+        request_part, response_part = self.arrived(state.flow)
+        if state.request_tee is not None and request_part:
+            state.request_tee(request_part)
+        return request or request_part, response or response_part
+
     def _noted(self, state: FlowState, message: str) -> Cause | None:
         """What a connection hook noted about this flow's upstream, if its failure is why the flow ended."""
         wanted = (state.flow.request.data.host, state.flow.request.data.port)
@@ -169,6 +196,17 @@ class Recorder:
 
 def _body(tee: Tee | None, content: bytes | None, cap: int) -> Body:
     return body_of(content, cap) if tee is None else tee.body()
+
+
+def _ends_with_the_connection(flow: http.HTTPFlow) -> bool:
+    response = flow.response
+    return (
+        response is not None
+        and callable(response.stream)  # it streamed: its length was not declared, or is large
+        and response.data.http_version.startswith(b"HTTP/1")
+        and "content-length" not in response.headers
+        and "transfer-encoding" not in response.headers
+    )
 
 
 def _heads(flow: http.HTTPFlow) -> int:

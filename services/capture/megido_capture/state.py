@@ -22,12 +22,24 @@ if TYPE_CHECKING:
 class ClientState:
     """One client connection."""
 
-    __slots__ = ("_peer", "_peer_tls", "authenticated", "conn", "failures", "flows", "tls_failure", "tls_target")
+    __slots__ = (
+        "_peer",
+        "_peer_tls",
+        "authenticated",
+        "conn",
+        "ending",
+        "failures",
+        "flows",
+        "tls_failure",
+        "tls_target",
+    )
 
     def __init__(self, conn: connection.Client) -> None:
         self.conn = conn
         self.authenticated = b""
         """The identity of the credential that it was let in by, if it was asked for one."""
+        self.ending = False
+        """Why the whole connection ends has been told."""
         self.tls_failure: str = ""
         self.tls_target: tuple[str, int] | None = None
         self.failures: list[ServerFailure] = []

@@ -24,7 +24,10 @@ async def test_operations_endpoints(proxy: Proxy, upstream: Upstream) -> None:
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get("/readyz")).status_code == 200
         metrics = (await client.get("/metrics")).text
-    assert 'megido_capture_events_total{name="completed"}' in metrics and 'megido_capture_dropped_total{reason="cap"} 0' in metrics
+    assert (
+        'megido_capture_events_total{name="completed"}' in metrics
+        and 'megido_capture_dropped_total{reason="cap"} 0' in metrics
+    )
 
 
 async def test_heartbeat_counts(tmp_path: Path, upstream: Upstream) -> None:

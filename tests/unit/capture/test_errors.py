@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from megido_capture.errors import MAX_MESSAGE, Cause, cause_of_exception, failure, type_of_message
+from megido_capture.errors import MAX_MESSAGE, Cause, cause_of_exception, failure, plain, trace_of, type_of_message
 from megido_shared.events import ErrorType
 
 R, T, A, P, S, D, O = (  # noqa: E741
@@ -42,6 +42,13 @@ R, T, A, P, S, D, O = (  # noqa: E741
         ("HTTP/2 protocol error: Invalid input", P),
         ("Cannot parse HTTP response: ...", P),
         ("unexpected server response: b'x'", P),
+        ("unexpected server response: b'timeout certificate [Errno -2]'", P),
+        ("unexpected server response: b'HTTP/1.1 200 OK\\r\\nSet-Co'", R),
+        ("HTTP/1 protocol error: illegal chunk header: bytearray(b'tls timeout')", P),
+        ("Cannot parse HTTP response: Bad HTTP response line: b'certificate'", P),
+        ("HTTP/2 connection closed: <ConnectionTerminated error_code:2, additional_data:b'timeout'>", R),
+        ("stream reset by client (PROTOCOL_ERROR)", R),
+        ("HTTP request has no host header, destination unknown.", P),
         ("Received header X from client, refusing to prevent request smuggling attacks.", P),
         ("[Errno 113] No route to host", O),
         ("", O),
@@ -72,6 +79,34 @@ def test_a_noted_cause_wins_and_messages_are_cut() -> None:
     made = failure("connection closed", Cause(T, "timed out", "trace"))
     assert (made.error_type, made.message, made.stack_trace) == (T, "timed out", "trace")
     assert len(failure("x" * 10_000).message) == MAX_MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "unexpected server response: b'HTTP/1.1 200 OK\\r\\nSet-Cookie: s'",
+            "the server closed the connection within the head of its response: <30 bytes>",
+        ),
+        ("illegal chunk header: bytearray(b'a \\'secret\\'\\r\\n')", "illegal chunk header: <12 bytes>"),
+        ('Bad HTTP request line: b"it\'s"', "Bad HTTP request line: <4 bytes>"),
+        ("Unexpected event: Data(data=b'cut off he", "Unexpected event: Data(data=<bytes>"),
+        ("b'one' and b'two!'", "<3 bytes> and <4 bytes>"),
+        ("Cannot parse ClientHello: " + "16" * 40, "Cannot parse ClientHello: <40 bytes>"),
+        ("stream reset by client (CANCEL)", "HTTP/2 stream reset (CANCEL)"),
+        ("[Errno 111] Connect call failed ('127.0.0.1', 1)", "[Errno 111] Connect call failed ('127.0.0.1', 1)"),
+    ],
+)
+def test_messages_quote_no_traffic(message: str, expected: str) -> None:
+    assert plain(message) == expected
+
+
+def test_a_stack_trace_quotes_no_traffic_and_keeps_its_end() -> None:
+    try:
+        raise AssertionError(f"Unexpected event: {bytes(100)!r}")
+    except AssertionError as error:
+        trace = trace_of(error, 100)
+    assert len(trace) == 100 and trace.endswith("AssertionError: Unexpected event: <100 bytes>")
 
 
 def test_the_types_are_all_reachable_but_auth_which_is_an_event_of_its_own() -> None:

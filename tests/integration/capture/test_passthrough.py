@@ -1,0 +1,130 @@
+"""Hosts on the pass-through list keep their own TLS: seen by real clients that trust only the server's authority."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, NodeStatus
+from tests.integration.capture.harness import Proxy, capture, curl, flows, mitm, read_events
+from tests.integration.capture.upstream import Upstream
+
+
+@pytest.fixture
+async def passing(tmp_path: Path, trusted: str) -> AsyncIterator[Proxy]:
+    options = ["--set", f"ssl_verify_upstream_trusted_ca={trusted}", "--passthrough-hosts", "other.example, localhost"]
+    async with capture(tmp_path / "data", *options) as proxy:
+        yield proxy
+
+
+async def pinned(proxy: Proxy, url: str, trusted: str, *arguments: str) -> tuple[int, bytes]:
+    """What a client gets that trusts the server's authority and no other."""
+    answer = await curl(proxy, url, "--cacert", trusted, "--capath", "/dev/null", *arguments)
+    return answer.code, answer.body
+
+
+async def issuer(proxy: Proxy, host: str, port: int, sni: str) -> str:
+    """Who issued the certificate that a client sees."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(f"CONNECT {host}:{port} HTTP/1.1\r\n\r\n".encode())
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    trusting_all = ssl.create_default_context()
+    trusting_all.check_hostname, trusting_all.verify_mode = False, ssl.CERT_NONE
+    await writer.start_tls(trusting_all, server_hostname=sni)
+    certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return "ours" if b"mitmproxy" in certificate else "the server's"
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+async def test_a_client_that_pins_is_served(passing: Proxy, upstream_tls: Upstream, trusted: str, version: str) -> None:
+    code, body = await pinned(passing, f"https://localhost:{upstream_tls.port}/plain/pinned", trusted, version)
+    assert code == 0 and b"pinned" in body
+
+
+async def test_it_leaves_no_flow_and_is_counted(passing: Proxy, upstream_tls: Upstream, trusted: str) -> None:
+    for _ in range(2):
+        assert (await pinned(passing, f"https://localhost:{upstream_tls.port}/plain", trusted))[0] == 0
+    other = await curl(passing, f"https://127.0.0.1:{upstream_tls.port}/plain")
+    assert other.status == 200, "not on the list: under our certificate"
+    found = await passing.until(lambda events: bool(flows(events)))
+    assert [event.request.host for event in found if event.seq] == ["127.0.0.1"]
+    assert passing.stop() == 0
+    beats = [event for event in await read_events(passing.data_dir) if isinstance(event, NodeStatus)]
+    assert beats[-1].counters["passed_through"] == 2
+    assert "".join(passing.output).count("TLS to localhost passes through unrecorded") == 1
+
+
+async def test_by_host_of_connect_and_by_name_in_the_hello(passing: Proxy, upstream_tls: Upstream) -> None:
+    port = upstream_tls.port
+    assert await issuer(passing, "localhost", port, "elsewhere.example") == "the server's"
+    assert await issuer(passing, "127.0.0.1", port, "localhost") == "the server's"
+    assert await issuer(passing, "127.0.0.1", port, "elsewhere.example") == "ours"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "through"),
+    [
+        ("127.0.0.0/8", True),
+        ("127.0.0.1:{port}", True),
+        ("127.0.0.1:1", False),
+        ("*.localhost", False),
+        ("10.0.0.0/8", False),
+    ],
+)
+async def test_addresses_networks_and_ports(
+    tmp_path: Path, upstream_tls: Upstream, trusted: str, hosts: str, through: bool
+) -> None:
+    hosts = hosts.replace("{port}", str(upstream_tls.port))
+    async with capture(tmp_path / "data", "--passthrough-hosts", hosts) as proxy:
+        code, _ = await pinned(proxy, f"https://localhost:{upstream_tls.port}/plain", trusted)
+    assert (code == 0) is through
+
+
+async def test_inside_mitmdump(tmp_path: Path, upstream_tls: Upstream, trusted: str) -> None:
+    async with mitm("mitmdump", tmp_path / "data", "passthrough_hosts=localhost") as proxy:
+        assert (await pinned(proxy, f"https://localhost:{upstream_tls.port}/plain", trusted))[0] == 0
+        assert flows(await proxy.events()) == []
+
+
+async def test_mitmproxys_own_list_goes_on_working(tmp_path: Path, upstream_tls: Upstream, trusted: str) -> None:
+    async with capture(tmp_path / "data", "--set", "ignore_hosts=localhost") as proxy:
+        assert (await pinned(proxy, f"https://localhost:{upstream_tls.port}/plain", trusted))[0] == 0
+
+
+async def test_access_control_holds(tmp_path: Path, upstream_tls: Upstream, trusted: str) -> None:
+    options = ["--passthrough-hosts", "localhost", "--auth-required", "--auth-token", "right"]
+    async with capture(tmp_path / "data", *options) as proxy:
+        url = f"https://localhost:{upstream_tls.port}/plain"
+        assert (await pinned(proxy, url, trusted))[0] == 56
+        assert (await pinned(proxy, url, trusted, "--proxy-user", "me:right"))[0] == 0
+
+
+async def test_over_another_proxy(tmp_path: Path, upstream_tls: Upstream, trusted: str, passing: Proxy) -> None:
+    options = ["--passthrough-hosts", "localhost", "--mode", f"upstream:{passing.url}"]
+    async with capture(tmp_path / "chained", *options) as proxy:
+        assert (await pinned(proxy, f"https://localhost:{upstream_tls.port}/plain", trusted))[0] == 0
+
+
+async def test_a_client_that_refuses_us_is_told_what_to_do(proxy: Proxy, upstream_tls: Upstream, trusted: str) -> None:
+    assert (await pinned(proxy, f"https://localhost:{upstream_tls.port}/plain", trusted))[0] == 60
+    found = await proxy.until(lambda events: any(event.seq for event in events))
+    [event] = [event for event in found if event.seq]
+    assert isinstance(event, ErrorRaised) and event.failure.error_type is ErrorType.SSL_ERROR
+    for part in ("http://mitm.it", "--passthrough-hosts localhost", 'PATCH /proxy/api/config/ {"passthrough_hosts"'):
+        assert part in event.failure.message
+
+
+async def test_a_bad_entry_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="passthrough_hosts: 'a b' is no host name"):
+        async with capture(tmp_path / "data", "--passthrough-hosts", "a b"):
+            pass
+
+
+async def test_the_rest_is_recorded_as_before(passing: Proxy, upstream: Upstream) -> None:
+    """Plain HTTP to a host on the list: there is no TLS to leave alone."""
+    assert (await curl(passing, f"http://localhost:{upstream.port}/plain")).status == 200
+    [flow] = flows(await passing.until(lambda events: bool(flows(events))))
+    assert isinstance(flow, FlowCompleted)
