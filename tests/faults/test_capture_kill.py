@@ -274,7 +274,7 @@ def check(over: Over, ledger: Ledger, found: list[Any]) -> None:
     assert not lost and not doubled
     wire = {(event.request.scheme, event.request.http_version) for event in ends}
     assert wire == {("http" if over == "http" else "https", "HTTP/2.0" if over == "h2" else "HTTP/1.1")}
-    seqs = [event.seq for event in found if event.seq]
+    seqs = [(event.node, event.seq) for event in found if event.seq]
     assert len(seqs) == len(set(seqs)), "a sequence number was given twice"
     uploads = [e for e in ends if isinstance(e, FlowCompleted) and e.request.target.startswith(b"/count")]
     assert uploads and all(body(found, event, "request") == UPLOAD for event in uploads[:100])

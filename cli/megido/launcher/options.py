@@ -71,6 +71,17 @@ class UpOptions:
             environment=environment,
         )
 
+    @property
+    def workers(self) -> int:
+        """Of the proxy, for the screen; what is no number is the proxy's to refuse."""
+        given = ""
+        for before, argument in zip(("", *self.capture_arguments), self.capture_arguments, strict=False):
+            if before == "--workers":
+                given = argument
+            elif argument.startswith("--workers="):
+                given = argument.partition("=")[2]
+        return int(given) if given.isdecimal() else 1
+
     def runs(self, service: str) -> bool:
         return service not in self.without
 

@@ -16,7 +16,8 @@ def render(options: UpOptions, *, database: str, ports: dict[str, int], seconds:
     api = f"http://127.0.0.1:{options.api_port}"
     lines = [f"Megido is running (ready in {seconds:.1f} s). Ctrl-C stops everything.", ""]
     if options.runs(CAPTURE):
-        lines.append(_line("Proxy", f"http://127.0.0.1:{options.proxy_port}"))
+        several = f" ({options.workers} workers)" if options.workers > 1 else ""
+        lines.append(_line("Proxy", f"http://127.0.0.1:{options.proxy_port}{several}"))
     if options.runs(API):
         lines.append(_line("API", f"{api}/proxy/api/requests/   {api}/docs"))
     lines += [
