@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-journal bench-replay clean
+.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-journal bench-replay clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -63,6 +63,10 @@ bench-endurance: setup ## Memory over 200,000 flows, 1 GB bodies, 1,000,000 WebS
 
 bench-ingest: setup ## Exactly-once ingest against plain COPY; capture-to-queryable latency
 	@$(PY) -m benchmarks.ingest $(ARGS)
+
+bench-forwarder: setup ## The forwarder to Kafka: drain rate, and what it costs inside the proxy
+	@$(PY) scripts/kafka.py fetch
+	@$(PY) -m benchmarks.forwarder $(ARGS)
 
 bench-journal: setup ## The journal against sqlite and buffered files
 	@$(PY) -m benchmarks.journal $(ARGS)
