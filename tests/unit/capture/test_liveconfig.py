@@ -1,0 +1,201 @@
+"""Which configuration is in force, of what the start said and what was published."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megido_capture.lastgood import LastKnownGood, Unreadable
+from megido_capture.liveconfig import LiveConfiguration, Start
+from megido_capture.settings import CONFIGURED, NAMES, CaptureSettings, option_of
+from megido_shared.config import PayloadRule, ProxySettings, Snapshot, encode_snapshot
+from megido_shared.config_fields import FIELDS, SECRETS
+from megido_shared.errors import ConfigurationError
+
+SCOPES = ("global", "app:browser", "node:capture-0")
+
+
+def snapshot(version: int, scope: str = "global", rules: tuple[PayloadRule, ...] = (), **settings: Any) -> Snapshot:
+    return Snapshot(scope=scope, version=version, rules=rules, settings=ProxySettings(**settings))
+
+
+def take(live: LiveConfiguration, *snapshots: Snapshot) -> None:
+    for one in snapshots:
+        live.take(one.scope, encode_snapshot(one))
+
+
+class Parts:
+    def __init__(self, tmp_path: Path, *given: str, **settings: Any) -> None:
+        self.start = Start(CaptureSettings(**settings), frozenset(given))
+        self.store = LastKnownGood(tmp_path / "last-known-good", "capture-0")
+        self.needs_auth = False
+        self.live = LiveConfiguration(self.start, SCOPES, check=self.check, store=self.store)
+
+    def check(self, settings: CaptureSettings) -> None:
+        """As of a listener that others reach."""
+        if self.needs_auth and not settings.auth_required:
+            raise ConfigurationError("refusing to listen without authentication")
+
+
+def test_every_field_leads_to_an_option_with_the_same_default() -> None:
+    settings = CaptureSettings()
+    for name in CONFIGURED:
+        assert getattr(settings, option_of(name)) == FIELDS[name].default, name
+    assert {option_of(name) for name in FIELDS} - set(NAMES) == {"log_directory"}
+    assert set(FIELDS) - set(SECRETS) | set(SECRETS.values()) == set(ProxySettings.__struct_fields__)
+
+
+def test_the_start_over_node_over_application_over_global_over_default(tmp_path: Path) -> None:
+    live = Parts(tmp_path, "header_timeout", header_timeout=1).live
+    take(
+        live,
+        snapshot(1, header_timeout=2, transfer_timeout=2, connection_timeout=2, max_body_size=2),
+        snapshot(2, "app:browser", transfer_timeout=3, connection_timeout=3),
+        snapshot(3, "node:capture-0", connection_timeout=4),
+    )
+    found = live.settings
+    assert (found.header_timeout, found.connection_timeout, found.transfer_timeout, found.max_body_size) == (1, 4, 3, 2)
+    assert found.websocket_max_message == CaptureSettings().websocket_max_message
+    assert (live.version, live.error, live.pinned()) == (3, "", {"header_timeout": "1"})
+
+
+def test_a_given_secret_pins_its_hash_and_is_never_shown(tmp_path: Path) -> None:
+    live = Parts(tmp_path, "auth_password", auth_password="p4ss").live
+    take(live, snapshot(1, auth_password_hash="published", auth_token_hash="published", auth_enabled=True))
+    assert (live.settings.auth_password_hash, live.settings.auth_token_hash) == ("", "published")
+    assert live.settings.auth_required and live.pinned() == {"auth_password": "set"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"auth_enabled": False}, "without authentication"),
+        ({"ip_whitelist": "10.0.0.0/33"}, "ip_whitelist"),
+        ({"connection_timeout": 0}, "connection_timeout"),
+    ],
+)
+def test_what_is_refused_leaves_all_as_it_was(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    parts = Parts(tmp_path)
+    live = parts.live
+    take(live, snapshot(1, auth_enabled=True, auth_token_hash="h", max_body_size=5))
+    parts.needs_auth = True
+    in_force = live.settings
+    take(live, snapshot(2, **({"auth_enabled": True, "auth_token_hash": "h", "max_body_size": 6} | settings)))
+    assert live.settings == in_force and live.version == 1
+    assert "version 2 is refused" in live.error and says in live.error
+    take(live, snapshot(3, auth_enabled=True, auth_token_hash="h", max_body_size=7))
+    assert (live.settings.max_body_size, live.version, live.error) == (7, 3, "")
+
+
+def test_what_cannot_be_read_or_put_in_force_leaves_all_as_it_was(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+    take(live, snapshot(1, max_body_size=5))
+    live.take("global", b'{"scope":"global","version":"x"}')
+    assert "cannot be read" in live.error and live.version == 1
+
+    def fails() -> None:
+        if live.settings.max_body_size == 6:
+            raise RuntimeError("defect")
+
+    live.put_in_force = fails
+    take(live, snapshot(2, max_body_size=6))
+    assert live.settings.max_body_size == 5 and "defect" in live.error
+
+
+def test_an_older_snapshot_is_ignored_but_for_that_of_a_new_bus(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    take(parts.live, snapshot(7, max_body_size=7), snapshot(6, max_body_size=6))
+    assert parts.live.settings.max_body_size == 7
+    parts.live.save()
+    live = Parts(tmp_path).live
+    assert (live.settings.max_body_size, live.version) == (7, 7)
+    take(live, snapshot(1, max_body_size=1))
+    assert (live.settings.max_body_size, live.version) == (1, 1)
+
+
+def test_the_api_says_all_that_there_is(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+    live.replace([snapshot(5, max_body_size=5), snapshot(6, "app:browser", connection_timeout=6)])
+    live.replace([snapshot(4, max_body_size=4), snapshot(9, "app:other", max_body_size=9)])
+    assert (live.settings.max_body_size, live.settings.connection_timeout, live.version) == (4, 30, 4)
+
+
+def test_other_options_take_effect_under_the_configuration_or_are_refused(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    take(parts.live, snapshot(1, auth_enabled=True, auth_token_hash="h", max_body_size=5))
+    parts.live.restart(Start(CaptureSettings(max_body_size=9, cache_ttl=3), frozenset({"max_body_size"})))
+    assert (parts.live.settings.max_body_size, parts.live.settings.cache_ttl) == (9, 3)
+    parts.needs_auth = True
+    with pytest.raises(ConfigurationError):
+        parts.live.restart(Start(CaptureSettings(auth_required=False), frozenset({"auth_required"})))
+    assert parts.live.settings.auth_required and parts.live.settings.max_body_size == 9
+
+
+def test_a_refused_configuration_is_tried_again_under_other_options(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    take(parts.live, snapshot(1, auth_enabled=True))
+    assert parts.live.error
+    parts.live.restart(Start(CaptureSettings(auth_token="t"), frozenset({"auth_token"})))
+    assert parts.live.settings.auth_required and not parts.live.error
+
+
+def test_rules_of_all_scopes_each_once(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+
+    def rule(number: int) -> PayloadRule:
+        return PayloadRule(
+            id=number,
+            name="r",
+            target_url_pattern=".",
+            injection_type="header",
+            injection_point="X",
+            payload_content="",
+        )
+
+    take(live, snapshot(1, rules=(rule(1), rule(2))), snapshot(2, "app:browser", rules=(rule(2), rule(3))))
+    assert [found.id for found in live.rules] == [1, 2, 3]
+
+
+def test_the_copy_is_private_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    assert parts.store.load() == []
+    take(parts.live, snapshot(1, max_body_size=5))
+    parts.live.save()
+    copy = tmp_path / "last-known-good" / "capture-0"
+    assert copy.stat().st_mode & 0o777 == 0o600 and not copy.with_suffix(".guarded").exists()
+    copy.write_bytes(copy.read_bytes()[:-1])
+    with pytest.raises(Unreadable) as caught:
+        parts.store.load()
+    assert not caught.value.guarded
+    live = Parts(tmp_path).live
+    assert (live.closed, live.settings) == ("", CaptureSettings()) and "cannot be read" in live.error
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"ip_whitelist": "10.0.0.0/8"}, {"ip_blacklist": "10.0.0.0/8"}, {"auth_enabled": True, "auth_token_hash": "h"}],
+)
+def test_nobody_is_served_when_the_copy_decided_on_access_and_is_damaged(
+    tmp_path: Path, settings: dict[str, Any], damage: str
+) -> None:
+    parts = Parts(tmp_path)
+    take(parts.live, snapshot(1, **settings))
+    parts.live.save()
+    copy = tmp_path / "last-known-good" / "capture-0"
+    copy.write_bytes(b"") if damage == "cut" else copy.unlink()
+    live = Parts(tmp_path).live
+    assert live.closed and live.error
+    take(live, snapshot(2, connection_timeout=0))
+    assert live.closed, "what is refused opens nothing"
+    take(live, snapshot(3, **settings))
+    assert not live.closed and not live.error
+
+
+def test_what_the_start_itself_decides_on_access_needs_no_copy(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, "auth_required", "auth_token", auth_required=True, auth_token="t")
+    take(parts.live, snapshot(1, max_body_size=5))
+    parts.live.save()
+    (tmp_path / "last-known-good" / "capture-0").write_bytes(b"")
+    live = Parts(tmp_path, "auth_required", "auth_token", auth_required=True, auth_token="t").live
+    assert not live.closed and live.settings.auth_required
