@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from megido_ingest.jsonlogs import entries, feed, general
+from megido_ingest.jsonlogs.place import Directory
 from megido_ingest.jsonlogs.tree import LogTree
 from megido_shared.db.connect import connect, create_engine
 from megido_shared.db.read import StoredFlow, complete
@@ -33,21 +34,29 @@ _COMPLAIN_EVERY = 30.0
 class JsonLogWriter:
     """Writes the log files of everything that the feed reports, from where it stopped last time.
 
-    A new log root gets the whole history that the database has. A disk that cannot be written or a database that
-    is away is waited for, with a line in the service's log at most every 30 seconds.
+    A new log root gets the whole history that the database has; a folder below it that the configuration names gets
+    what comes from then on. A disk that cannot be written or a database that is away is waited for, with a line in
+    the service's log at most every 30 seconds.
     """
 
     def __init__(self, database_url: str, log_root: Path) -> None:
         self._url = database_url
         self._root = log_root.absolute()
         self._reader = f"json-logs:{self._root}"
-        self._tree = LogTree(self._root)
-        self._general = general.GeneralLog(self._root)
-        self._folders: dict[str, str] = {}
+        self.directory = Directory(self._root)
+        self._move_to(self._root)
         self._complained = 0.0
         self._nodes_read = 0.0
         self.position = 0
         """The feed's seq up to which everything is written."""
+
+    def _move_to(self, path: Path) -> None:
+        if path != self._root:
+            LogTree(self._root).make(str(path.relative_to(self._root)))
+        self.directory.path = path
+        self._tree = LogTree(path)
+        self._general = general.GeneralLog(path)
+        self._folders: dict[str, str] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Never raises for what a disk or a database does."""
@@ -174,10 +183,15 @@ class JsonLogWriter:
         self._note(general.auth_line(row) for row in rows)
 
     async def _nodes(self, connection: AsyncConnection) -> None:
-        """Heartbeats are no part of the feed (they would fill it), so nodes are looked at now and then."""
+        """Heartbeats are no part of the feed (they would fill it), so nodes are looked at now and then; and so is the
+        configuration."""
         now = time.monotonic()
         if now - self._nodes_read < _NODES_EVERY:
             return
+        path = await self.directory.wanted(connection)
+        if path != self.directory.path:
+            await asyncio.to_thread(self._move_to, path)
+            log.info("JSON logs go to %s from now on", path)
         rows = await feed.node_rows(connection)
         await asyncio.to_thread(self._note, [line for row in rows for line in general.node_lines(row)])
         self._nodes_read = now
@@ -193,7 +207,7 @@ class JsonLogWriter:
         if not self._complained or now - self._complained >= _COMPLAIN_EVERY:
             self._complained = now
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning("JSON logs in %s wait, nothing else does: %s", self._root, reason)
+            log.warning("JSON logs in %s wait, nothing else does: %s", self.directory.path, reason)
 
 
 @contextmanager
