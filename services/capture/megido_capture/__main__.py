@@ -104,8 +104,8 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: 
         metrics_port = parent.share.metrics_port
     else:
         ops = _ops(registry, lambda: missing, arguments.metrics_port)
-    addon.node.own_door.protect(Endpoint("localhost", ops.port), "own metrics")
         metrics_port = ops.port
+    addon.node.own_door.protect(Endpoint("localhost", metrics_port), "own metrics")
 
     def serving() -> None:
         missing.clear()
