@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mitmproxy import addonmanager, exceptions, hooks, master, options
@@ -37,20 +37,45 @@ class Dispatcher(addonmanager.AddonManager):
         self._functions = {}
 
     async def handle_lifecycle(self, event: hooks.Hook) -> None:
-        functions = self._functions.get(event.name)
-        if functions is None:
-            found = [function for addon in self.chain for _, function in self._iter_hooks(addon, event)]
-            functions = self._functions[event.name] = found
         (subject,) = event.args()
-        for function in functions:
+        pending = self.start(event.name, subject)
+        if pending is not None:
+            await pending
+
+    def start(self, name: str, subject: Any) -> Awaitable[None] | None:
+        """Calls the functions of a hook. What it returns is to be awaited before the hook has ended: the first that
+        has something to wait for, and those behind it. None: all have ended."""
+        functions = self._functions.get(name)
+        if functions is None:
+            functions = self._functions[name] = self._find(name)
+        for index, function in enumerate(functions):
             try:
                 result = function(subject)
+            except exceptions.AddonHalt:
+                return None
+            except Exception as error:
+                logger.exception("hook %s failed: %s", name, type(error).__name__)
+                continue
+            if result is not None and inspect.isawaitable(result):
+                return self._go_on(name, subject, result, functions[index + 1 :])
+        return None
+
+    async def _go_on(
+        self, name: str, subject: Any, result: Awaitable[Any], functions: list[Callable[..., Any]]
+    ) -> None:
+        for function in (None, *functions):
+            try:
+                result = result if function is None else function(subject)
                 if result is not None and inspect.isawaitable(result):
                     await result
             except exceptions.AddonHalt:
                 return
             except Exception as error:
-                logger.exception("hook %s failed: %s", event.name, type(error).__name__)
+                logger.exception("hook %s failed: %s", name, type(error).__name__)
+
+    def _find(self, name: str) -> list[Callable[..., Any]]:
+        found = (getattr(addon, name, None) for top in self.chain for addon in addonmanager.traverse([top]))
+        return [function for function in found if callable(function)]
 
 
 def _second_signal() -> asyncio.Event:

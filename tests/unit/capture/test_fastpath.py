@@ -7,6 +7,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow
 
 from megido_capture import fastpath
+from megido_capture.fastpath import layers, messages
 
 FIELDS = (
     (b"Host", b"a"),
@@ -23,7 +24,7 @@ def test_get_all(name: str | bytes) -> None:
     headers = http.Headers(FIELDS)
     encoded = name.encode() if isinstance(name, str) else name
     original = [value.decode("utf-8", "surrogateescape") for value in multidict.MultiDict.get_all(headers, encoded)]
-    assert fastpath._get_all(headers, name) == original
+    assert messages.get_all(headers, name) == original
 
 
 def test_fork() -> None:
@@ -31,7 +32,7 @@ def test_fork() -> None:
     parent = Context(flow.client_conn, options.Options())
     parent.server = flow.server_conn
     parent.layers.append(object())  # type: ignore[arg-type]
-    made = fastpath._fork(parent)
+    made = layers.fork(parent)
     assert vars(made) == vars(parent) and made.layers is not parent.layers and made.server is parent.server
 
 

@@ -1,0 +1,31 @@
+"""Replacements of mitmproxy's hot spots, behaviour kept. Only our own master uses them, and `--no-fastpath` does not.
+
+Few, and only what costs much and proves little: each module names what it replaces and why it may be.
+`scripts/mitmproxy_tests.py` runs mitmproxy's own tests with all of them in place.
+"""
+
+import logging
+
+from mitmproxy import version
+
+from megido_capture.fastpath import handler, layers, messages
+from megido_capture.fastpath.options import Options
+
+__all__ = ["TESTED", "Options", "replace_hot_spots"]
+
+logger = logging.getLogger(__name__)
+
+TESTED = ((12, 2), (12, 3))
+"""Versions of mitmproxy that the replacements were tested with; on any other they are left out."""
+
+
+def replace_hot_spots() -> bool:
+    """Puts the replacements in place, for this process and for good. False on a version not tested against."""
+    found = tuple(int(part) for part in version.VERSION.split(".")[:2])
+    if found not in TESTED:
+        logger.warning("running without the fast path: not tested with mitmproxy %s", version.VERSION)
+        return False
+    messages.replace()
+    layers.replace()
+    handler.replace()
+    return True
