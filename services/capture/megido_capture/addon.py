@@ -43,7 +43,7 @@ _PLACE: tuple[tuple[str, Any, str], ...] = (
 )
 _FIXED = ("api_url", "source_app", "journal_policy", *(name for name, _, _ in _PLACE))
 """What a running node cannot change: a new value is refused, not taken without effect."""
-_LISTENING = {"mode", "listen_host"}
+_LISTENING = {"mode", "listen_host", "validate_inbound_headers"}
 
 
 class MegidoAddon:
@@ -89,6 +89,7 @@ class MegidoAddon:
         """Makes the node from the options. Raises ConfigurationError."""
         self._begun = True  # setting an option below calls `configure` again
         options, settings = ctx.options, self._settings()
+        _check_validating()
         check_listeners(settings, options.mode, options.listen_host)
         self._given = self._given_of(set(NAMES))
         common = common_from_env(self._env, data_dir=options.megido_data_dir, kafka=options.megido_kafka)
@@ -191,6 +192,7 @@ class MegidoAddon:
         try:
             if changed := [name for name, value in self._fixed.items() if getattr(options, name) != value]:
                 raise ConfigurationError(f"{changed[0]} cannot be changed while the proxy runs; start it anew")
+            _check_validating()
             given = self._given_of(updated)
             self.node.restart(Start(self._settings(), frozenset(given)))
         except ConfigurationError as error:
@@ -200,6 +202,12 @@ class MegidoAddon:
     def _warn_insecure(self) -> None:
         if ctx.options.ssl_insecure:
             logger.warning("ssl_insecure is set: certificates of servers are not verified")
+
+
+def _check_validating() -> None:
+    """Raises ConfigurationError when mitmproxy would let requests through that smuggle others."""
+    if not ctx.options.validate_inbound_headers:
+        raise ConfigurationError("validate_inbound_headers cannot be switched off: it stops request smuggling")
 
 
 def _put_behind_us(name: str) -> None:

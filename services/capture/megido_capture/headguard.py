@@ -19,6 +19,8 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import _base, _events, _http1, _http2
 
+from megido_capture.framing import head_flaw
+
 logger = logging.getLogger(__name__)
 
 TESTED = ((12, 2), (12, 3))
@@ -72,6 +74,8 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
     def server_head(self: _http1.Http1Server, event: events.ConnectionEvent) -> CommandGenerator[None]:
         if len(self.buf) > _SMALL and isinstance(event, events.DataReceived) and (why := head_excess(self.buf)):
             return _refuse(self, why, observer)
+        if isinstance(event, events.DataReceived) and (why := head_flaw(self.buf)):
+            return _refuse(self, why, observer, "400 Bad Request")
         # Most heads come whole, with nothing behind them.
         if (
             isinstance(event, events.DataReceived)
@@ -104,6 +108,8 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
     def body(self: _http1.Http1Connection, event: events.Event) -> CommandGenerator[None]:
         if len(self.buf) > MAX_BYTES and isinstance(event, events.DataReceived):
             return _bounded_body(self, event, observer)
+        if isinstance(self, _http1.Http1Server) and isinstance(self.body_reader, ChunkedReader):
+            return _chunked_body(self, event, observer)
         return _h1_body(self, event)
 
     _http1.Http1Connection.read_body = body  # type: ignore[method-assign]
@@ -178,7 +184,9 @@ class _Linger:
             owner.state = owner.done
 
 
-def _refuse(self: _http1.Http1Server, why: str, observer: Observer) -> CommandGenerator[None]:
+def _refuse(
+    self: _http1.Http1Server, why: str, observer: Observer, status: str = "431 Request Header Fields Too Large"
+) -> CommandGenerator[None]:
     observer.refused_head(
         self.context.client, f"HTTP/1 protocol error: request head of {why}", self.context.server.address
     )
@@ -186,10 +194,10 @@ def _refuse(self: _http1.Http1Server, why: str, observer: Observer) -> CommandGe
     self.state = _Linger(self)
     body = _explanation(why)
     head = (
-        b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: text/plain; charset=utf-8\r\n"
-        b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    yield commands.SendData(self.conn, head + body)
+    yield commands.SendData(self.conn, head.encode() + body)
     yield commands.RequestWakeup(LINGER_STEP)
 
 
@@ -207,6 +215,14 @@ def _bounded_body(self: _http1.Http1Connection, event: events.Event, observer: O
     waits = self.state == self.read_body and self.body_reader is reader and isinstance(reader, ChunkedReader)
     if waits and len(self.buf) > MAX_TRAILER_BYTES:
         yield from _give_up(self, "a chunk's size line or trailers too large", observer)
+
+
+def _chunked_body(self: _http1.Http1Connection, event: events.Event, observer: Observer) -> CommandGenerator[None]:
+    """Where the chunks are broken, the connection's end may be told sooner than why."""
+    for command in _h1_body(self, event):
+        if isinstance(command, _base.ReceiveHttp) and isinstance(command.event, _events.RequestProtocolError):
+            observer.broken_request(self.context.client, command.event.message)
+        yield command
 
 
 def _give_up(self: _http1.Http1Connection, what: str, observer: Observer | None = None) -> CommandGenerator[None]:
