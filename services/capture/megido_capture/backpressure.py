@@ -13,8 +13,9 @@ from megido_shared.bus.local import Room
 
 
 class Backpressure:
-    """Its hooks are the only ones that wait. Only a node with the policy has them: a hook that may wait costs each
-    request a turn of the loop."""
+    """Holds requests, and as `messages` those of WebSockets: two addons, each ahead of what records. Their hooks are
+    the only ones that wait, and only a node with the policy has them: a hook that may wait costs each request a turn
+    of the loop."""
 
     name = "megido-backpressure"
 
@@ -22,15 +23,13 @@ class Backpressure:
         self.room = room
         self.counters = counters
         self.seconds = seconds
+        self.messages = _Messages(self)
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.response is None:  # else refused, or answered by ourselves
-            await self._wait("requestheaders")
+            await self.wait("requestheaders")
 
-    async def websocket_message(self, flow: http.HTTPFlow) -> None:
-        await self._wait("websocket_message")
-
-    async def _wait(self, hook: str) -> None:
+    async def wait(self, hook: str) -> None:
         try:
             if self.room.is_open:
                 return
@@ -39,3 +38,13 @@ class Backpressure:
                 self.counters["journal_waits_given_up"] += 1
         except Exception as error:  # noqa: BLE001 - proxied traffic must not depend on what captures it
             self.counters.hook_failed(hook, error)
+
+
+class _Messages:
+    name = "megido-backpressure-messages"
+
+    def __init__(self, held: Backpressure) -> None:
+        self._held = held
+
+    async def websocket_message(self, flow: http.HTTPFlow) -> None:
+        await self._held.wait("websocket_message")

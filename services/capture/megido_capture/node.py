@@ -175,6 +175,7 @@ class Node:
             workers=place.workers,
         )
         self.cache = Cache(self.registry, self.counters, settings)
+        blocks = settings.journal_policy == "block"
         self.addons: list[Any] = [
             Closed(lambda: live.closed, self.counters),
             self.gate,  # before anything of a client is counted
@@ -183,9 +184,10 @@ class Node:
             self.access,  # before anybody records, or sets a stream
             self.timeouts,
             self.own_door,
+            *([self.backpressure.messages] if blocks else []),
             self.websockets,  # before the recorder forgets a handshake
             _Before(recorder),
-            *([self.backpressure] if settings.journal_policy == "block" else []),
+            *([self.backpressure] if blocks else []),
             Rules(self.rule_set, self.registry, self.counters),
             self.cache,  # behind what changes a request, before what streams and records a response
             Streaming(emitter, self.registry, recorder, self.counters, self._must_buffer),

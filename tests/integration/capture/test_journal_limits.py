@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
 
 from megido_shared import events
 from megido_shared.bus.base import Consumer
@@ -135,6 +137,45 @@ async def test_block_holds_new_requests_alone_until_there_is_room(tmp_path: Path
         assert await dropped(proxy, "cap") == 0
         await client.close()
         assert await asyncio.to_thread(proxy.stop) == 0
+
+
+async def test_block_holds_a_websocket_message_before_it_goes_on(tmp_path: Path, upstream: Upstream) -> None:
+    stored: list[str] = []
+    block = ("--journal-cap", "1MiB", "--journal-policy", "block", "--journal-wait", "600")
+    arrived: list[object] = []
+
+    async def keep(connection: ServerConnection) -> None:
+        async for message in connection:
+            arrived.append(message)
+
+    async with capture(tmp_path / "data", *block) as proxy, serve(keep, "127.0.0.1", 0) as server:
+        client = Client(proxy, upstream)
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with (
+            reader(tmp_path / "data") as ingest,
+            connect(f"ws://127.0.0.1:{port}/", proxy=proxy.url, ping_interval=None) as socket,
+        ):
+            await socket.send("free")
+            await until(lambda: anything(arrived), "a message with room goes on")
+            held = await until_one_waits(client, proxy)
+            await socket.send("held")
+            await until(lambda: more_than(proxy, 1), "the message waits")
+            assert arrived == ["free"]
+            await store_all(ingest, stored)
+            await until(lambda: more_arrived(arrived), "the message goes on")
+            await asyncio.wait_for(held, 30)
+        assert arrived == ["free", "held"]
+        assert await dropped(proxy, "cap") == 0
+        await client.close()
+        assert await asyncio.to_thread(proxy.stop) == 0
+
+
+async def anything(arrived: list[object]) -> bool:
+    return bool(arrived)
+
+
+async def more_arrived(arrived: list[object]) -> bool:
+    return len(arrived) > 1
 
 
 async def until_one_waits(client: Client, proxy: Proxy) -> asyncio.Task[None]:
