@@ -66,13 +66,13 @@ def render(chart: Chart) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers; the first is at most `low` and the last at least `high`."""
+    """About five round numbers; the first is at most `low` and the last at least `high`, but for a hair."""
     span = (high - low) or max(abs(high), 1.0)
     step = 10 ** floor(log10(span / 5))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 6)
     first = floor(low / step)
     count = 1
-    while (first + count) * step < high - step * 1e-9:
+    while (first + count) * step < high - step * 0.02:
         count += 1
     return [(first + number) * step for number in range(count + 1)]
 
