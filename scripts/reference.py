@@ -131,6 +131,12 @@ COMMANDS = {
     "megido show": ("megido", "show"),
     "megido replay": ("megido", "replay"),
     "megido replay-range": ("megido", "replay-range"),
+    "megido config show": ("megido", "config", "show"),
+    "megido config set": ("megido", "config", "set"),
+    "megido config unset": ("megido", "config", "unset"),
+    "megido config history": ("megido", "config", "history"),
+    "megido rules list": ("megido", "rules", "list"),
+    "megido nodes": ("megido", "nodes"),
 }
 
 

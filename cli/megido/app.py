@@ -65,9 +65,14 @@ def _show_help(group: Any, arguments: list[str]) -> bool:
     the rest."""
     if len(arguments) < 2 or "--help" not in arguments or arguments[0] not in group.commands:
         return False
-    command = group.commands[arguments[0]]
-    parent = group.context_class(group, info_name="megido")
-    typer.echo(command.get_help(command.context_class(command, parent=parent, info_name=arguments[0])))
+    context = group.context_class(group, info_name="megido")
+    command = group
+    for name in arguments:
+        if name not in getattr(command, "commands", {}):
+            break
+        command = command.commands[name]
+        context = command.context_class(command, parent=context, info_name=name)
+    typer.echo(command.get_help(context))
     return True
 
 
@@ -229,6 +234,90 @@ def replay_range_command(
         return replay_range(
             client, first, last, target_url=target_url, delay=delay, verify_tls=not no_verify_ssl, as_json=as_json
         )
+
+
+config_app = typer.Typer(
+    help="Show and change what running proxies apply.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(config_app, name="config")
+rules_app = typer.Typer(help="Look at the payload rules.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(rules_app, name="rules")
+Scope = Annotated[str, typer.Option("--scope", help="global, app:SOURCE_APP or node:NODE.")]
+
+
+@config_app.command("show")
+def config_show(scope: Scope = "global", api_url: ApiUrl = "", as_json: Json = False) -> int:
+    """Show every field, where it is set, and which running nodes decided it at their start."""
+    from megido.configuring import show as show_configuration  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return show_configuration(client, scope, as_json=as_json)
+
+
+@config_app.command("set")
+def config_set(
+    assignments: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE...", help="A secret's NAME alone asks for its value.")
+    ],
+    scope: Scope = "global",
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """Change fields; running proxies apply them within two seconds."""
+    from megido.configuring import change  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return change(client, scope, assignments, as_json=as_json)
+
+
+@config_app.command("unset")
+def config_unset(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    scope: Scope = "global",
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """Return fields to what lies below this scope: the global one, or the defaults."""
+    from megido.configuring import unset  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return unset(client, scope, names, as_json=as_json)
+
+
+@config_app.command("history")
+def config_history(
+    scope: Annotated[str, typer.Option("--scope", help="Of this scope alone.")] = "",
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1, max=1000)] = 20,
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """Who changed which field or payload rule, when, and from what to what."""
+    from megido.configuring import history  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return history(client, scope, limit=limit, as_json=as_json)
+
+
+@rules_app.command("list")
+def rules_list(api_url: ApiUrl = "", as_json: Json = False) -> int:
+    """List the payload rules with their hits."""
+    from megido.configuring import rules  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return rules(client, as_json=as_json)
+
+
+@app.command()
+def nodes(
+    every: Annotated[bool, typer.Option("--all", help="Those too that stopped or are silent.")] = False,
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """List the running proxies and replayers: what they apply, and what they counted."""
+    from megido.configuring import nodes as list_nodes  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return list_nodes(client, every=every, as_json=as_json)
 
 
 def _client(api_url: str) -> "Client":

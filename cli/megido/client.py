@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, cast
+from urllib.parse import quote
 
 import httpx
 
@@ -162,10 +163,33 @@ class Client:
     def stats(self) -> dict[str, Any]:
         return self._get("/proxy/api/stats/")
 
-    def _get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
-        return self._call("GET", path, params=dict(query or {}))[1]
+    def config(self, scope: str = "global") -> dict[str, Any]:
+        """The configuration in force in a scope: `global`, `app:<source_app>` or `node:<node>`."""
+        return self._get(_config_path(scope))
 
-    def _call(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    def change_config(self, scope: str, fields: Mapping[str, Any], *, version: int | None = None) -> dict[str, Any]:
+        """Changes fields and returns the configuration; None takes one out. `version`: the one that this is a change
+        of; ApiError (409) when it is not the current one."""
+        document = dict(fields) | ({} if version is None else {"version": version})
+        return cast("dict[str, Any]", self._call("PATCH", _config_path(scope), json=document)[1])
+
+    def config_history(self, *, scope: str = "", limit: int = 100) -> dict[str, Any]:
+        """Changes of settings and payload rules, newest first."""
+        query = {"limit": str(limit)} | ({"scope": scope} if scope else {})
+        return self._get("/proxy/api/config/history/", query)
+
+    def nodes(self, *, alive: bool | None = None) -> dict[str, Any]:
+        """The nodes that were heard of, the latest first."""
+        return self._get("/proxy/api/nodes/", {} if alive is None else {"alive": _text(alive)})
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The payload rules, the newest first."""
+        return cast("list[dict[str, Any]]", self._call("GET", "/interceptor/api/payload-rules/")[1])
+
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._call("GET", path, params=dict(query or {}))[1])
+
+    def _call(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
         try:
             response = self._http.request(method, self.api_url + path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -177,9 +201,13 @@ class Client:
             document = response.json()
         except ValueError:
             document = None
-        if response.is_success and isinstance(document, dict):
+        if response.is_success and isinstance(document, dict | list):
             return response.status_code, document
         raise _refused(self.api_url, response.status_code, document)
+
+
+def _config_path(scope: str) -> str:
+    return "/proxy/api/config/" if scope == "global" else f"/proxy/api/config/{quote(scope, safe=':')}/"
 
 
 def _refused(api_url: str, status: int, document: Any) -> ApiError:
