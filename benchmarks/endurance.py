@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -292,6 +293,7 @@ def main() -> None:
     if arguments.serve:
         uvloop.run(serve(arguments.serve))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the children and the directory go too
     figures: dict[str, object] = {}
     for name in arguments.only:
         say(name)
