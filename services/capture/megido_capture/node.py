@@ -53,7 +53,7 @@ from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.bus.local import Journal, Room, group_is_live
 from megido_shared.bus.local.config import ConfigFiles
 from megido_shared.clock import Clock, SystemClock
-from megido_shared.settings import Common
+from megido_shared.settings import MIN_JOURNAL_CAP, Common
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Node:
         self.place = place
         self._ssl_insecure = ssl_insecure
         self._proxyserver = proxyserver
-        self.journal = Journal.open(place.common.data_dir, place.name, cap_bytes=settings.journal_cap_bytes)
+        self.journal = Journal.open(place.common.data_dir, place.name, cap_bytes=self._journal_cap(settings))
         # Never closed before the process ends: hooks of cut connections still come after `done`.
         atexit.register(self.journal.close)
         self.live = live = LiveConfiguration(
@@ -223,11 +223,15 @@ class Node:
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.keep = Keep.of(settings)
         self.cache.apply(settings)
-        self.journal.cap_bytes = settings.journal_cap_bytes
+        self.journal.cap_bytes = self._journal_cap(settings)
         self.backpressure.seconds = settings.journal_wait
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
         self.config_source.cache_ttl = settings.cache_ttl
+
+    def _journal_cap(self, settings: CaptureSettings) -> int:
+        """The data directory's disk is one: each worker's journal has its part of it."""
+        return max(MIN_JOURNAL_CAP, settings.journal_cap_bytes // self.place.workers)
 
     def start(self) -> None:
         """The node serves: says so, and begins what runs beside the hooks."""

@@ -219,7 +219,9 @@ async def test_ctrl_c_reaches_the_workers_through_their_parent(tmp_path: Path, u
 
 
 async def test_limits_are_divided(tmp_path: Path, upstream: Upstream) -> None:
-    async with capture(tmp_path / "data", "--workers", "2", "--max-concurrent-clients", "5") as proxy:
+    async with capture(
+        tmp_path / "data", "--workers", "2", "--max-concurrent-clients", "5", "--journal-cap", "8MiB"
+    ) as proxy:
         streams = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(40)]
         for _, writer in streams:
             writer.write(b"GET http://127.0.0.1:%d/hang HTTP/1.1\r\nHost: x\r\n\r\n" % upstream.port)
@@ -232,6 +234,8 @@ async def test_limits_are_divided(tmp_path: Path, upstream: Upstream) -> None:
 
         found = await until(refused, lambda found: found.total() == 40 - 6)
         assert set(found) == {"capture-0", "capture-1"}, "each takes half of five, rounded up"
+        metrics = (await ops(proxy, "/metrics"))[1]
+        assert 'megido_capture_journal_cap_bytes{node="capture-1"} 4.194304e+06' in metrics
         upstream.release.set()
         for _, writer in streams:
             writer.close()
