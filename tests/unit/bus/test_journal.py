@@ -249,6 +249,20 @@ def test_a_full_disk_drops_counts_and_recovers_without_a_restart(data: DataDir) 
     journal.close()
 
 
+def test_on_a_full_disk_what_is_acknowledged_is_freed_though_the_cap_is_far(data: DataDir) -> None:
+    journal = Journal.open(data, "capture")
+    group = Group(data, "ingest")
+    group.pin([T])
+    with full_disk(after=5 * RECORD):
+        assert fill(journal, 8) == 5
+        group.write_ack(Stream(journal.epoch.hex(), T, 0), 5 * RECORD)
+        wait(lambda: journal.used_bytes == 0)
+        assert fill(journal, 4) == 4
+    assert dict(journal.drops) == {"disk": 3}
+    assert len(segments(data, "capture-0")) == 1
+    journal.close()
+
+
 def test_no_descriptor_for_the_next_segment_means_going_on_in_this_one(
     data: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,8 @@ class Journal:
         self._older: dict[str, list[Name]] = {}
         self._retired: list[int] = []
         self._new_files = False
+        self._disk_failed = False
+        """Since something was freed last."""
         self._stopping = threading.Event()
         self._closed = False
         self._recover()
@@ -213,6 +215,7 @@ class Journal:
             with self._lock:
                 self._older[topic] = [name for name in self._older[topic] if name not in gone]
                 self._used -= sizes
+                self._disk_failed = False
 
     def close(self) -> None:
         """Syncs and lets go of the slot. Later appends are dropped and counted."""
@@ -296,6 +299,7 @@ class Journal:
 
     def _drop(self, reason: str, seq: int, error: OSError | None = None) -> bool:
         reason = "closed" if self._closed else reason
+        self._disk_failed |= reason in ("disk", "short_write")
         self.dropped += 1
         self.dropped_terminal += seq > 0
         self.drops[reason] += 1
@@ -313,19 +317,21 @@ class Journal:
             stop = self._stopping.wait(SYNC_SECONDS)
             try:
                 self.sync()
-                full = self._used > self.cap_bytes // 2
-                if not stop and (full or time.monotonic() - last_free >= FREE_SECONDS):
+                if not stop and (self._wants_room() or time.monotonic() - last_free >= FREE_SECONDS):
                     last_free = time.monotonic()
                     self._give_back()
                     self.free()
             except OSError as error:
                 self._count_sync_error(error)
 
+    def _wants_room(self) -> bool:
+        return self._used > self.cap_bytes // 2 or self._disk_failed
+
     def _give_back(self) -> None:
-        """Rolls a tail that is done with when the cap is near: the newest segment cannot be freed, the one
-        before it can."""
+        """Rolls a tail that is done with when the cap is near, or the disk full: the newest segment cannot be freed,
+        the one before it can."""
         with self._lock:
-            near = self._used > self.cap_bytes // 2 and not self._closed
+            near = self._wants_room() and not self._closed
             ends = {topic: (tail, tail.name.base + tail.size) for topic, tail in self._tails.items() if tail.size}
         for topic, (tail, end) in ends.items() if near else ():
             limit = groups.free_limit(self._data_dir, tail.name.epoch, topic)
