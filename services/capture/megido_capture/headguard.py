@@ -8,6 +8,7 @@ A request head above the caps is answered 431 and its connection closed; a respo
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import h2.errors
 import h2.events
@@ -33,6 +34,9 @@ MAX_FIELDS = 1000
 MAX_TRAILER_BYTES = 64 * 1024
 """Trailers travel in the same record as the heads."""
 
+MAX_AHEAD = 1 << 20
+"""Bytes of further requests that may come while one is answered. They are held."""
+
 DECODED = 4 * MAX_BYTES
 """Where HPACK stops decoding. Up to here an HTTP/2 head gets its 431; above, the connection's end is the answer."""
 
@@ -44,6 +48,10 @@ _FIELD = 32
 """What HTTP/2 counts for each field beside its bytes (RFC 9113, 6.5.2)."""
 _SMALL = 3 * MAX_FIELDS
 """Fewer bytes than this hold neither too many bytes nor too many fields."""
+
+
+H2_SERVERS: WeakSet[_http2.Http2Server] = WeakSet()
+"""The HTTP/2 connections of clients."""
 
 
 class Observer(Protocol):
@@ -103,6 +111,8 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
         # While an answer is awaited, the next request may come already: its head is bounded too.
         if len(self.buf) > MAX_BYTES and isinstance(event, events.DataReceived) and (why := head_excess(self.buf)):
             return _give_up(self, f"request head of {why}", observer)
+        if len(self.buf) > MAX_AHEAD and isinstance(event, events.DataReceived):
+            return _give_up(self, f"more than {MAX_AHEAD:,} bytes ahead of an answer", observer)
         return _h1_wait(self, event)
 
     def body(self: _http1.Http1Connection, event: events.Event) -> CommandGenerator[None]:
@@ -245,6 +255,8 @@ def _init_h2(self: _http2.Http2Connection, *args: Any, **kwargs: Any) -> None:
     self.h2_conn.local_settings.max_header_list_size = MAX_BYTES + MAX_FIELDS * _FIELD
     self.h2_conn.local_settings.acknowledge()
     self.h2_conn.decoder.max_header_list_size = DECODED
+    if isinstance(self, _http2.Http2Server):
+        H2_SERVERS.add(self)
 
 
 def _refuse_stream(self: _http2.Http2Server, stream_id: int, why: str, observer: Observer) -> CommandGenerator[bool]:

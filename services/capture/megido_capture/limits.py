@@ -7,19 +7,32 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 
-from mitmproxy import connection, http, tcp
-from mitmproxy.proxy import mode_specs, server_hooks
+from mitmproxy import connection, http, tcp, tls
+from mitmproxy.proxy import layer, mode_specs, server_hooks
+from mitmproxy.proxy.layers import TCPLayer
+from mitmproxy.proxy.layers.http import _http2
 
 from megido_capture.counters import Counters, contained
+from megido_capture.errors import Cause
 from megido_capture.farewell import Farewell, cut
+from megido_capture.flows import content_length
 from megido_capture.gate import client_key
+from megido_capture.headguard import H2_SERVERS
 from megido_capture.settings import CaptureSettings
 from megido_capture.state import Registry
+from megido_shared.events import ErrorType
 
 logger = logging.getLogger(__name__)
 
 IDLE = 1.0
-"""Seconds without a byte and without a flow after which a connection gives its place to a new client."""
+"""Seconds without a byte and without a flow after which a connection gives its place to a new client. One that keeps
+sending, and no request comes of it, does so after `header_timeout`."""
+
+BODY_PATIENCE, SLOWEST = 3, 1024
+"""A body that is read whole before it is sent on has so many times `header_timeout`, and a second for so many bytes."""
+
+READ_WHOLE = 4 << 20
+"""Bytes that are read whole of a body whose length nobody has said."""
 
 FILES_PER_CLIENT = 2
 FILES_BESIDE = 200
@@ -54,7 +67,12 @@ class Limits:
         self._busy: Counter[str] = Counter()
         """Clients with a WebSocket, a raw tunnel, or a connection that is being opened for them."""
         self._heads: dict[str, tuple[connection.Client, float]] = {}
-        """Clients whose head has begun and not ended, and since when."""
+        """Clients whose head has begun and not ended, and since when. Inside a tunnel that is from its beginning."""
+        self._hellos: dict[str, tls.ClientHelloData] = {}
+        """What the clients among them that speak TLS began with."""
+        self._asked: dict[str, float] = {}
+        """When a client connected, or its last request began."""
+        self._unfinished: dict[_http2.Http2Server, float] = {}
 
     async def client_connected(self, client: connection.Client) -> None:
         if client.error:
@@ -77,8 +95,38 @@ class Limits:
         self._heads.pop(flow.client_conn.id, None)
 
     @contained
+    def http_connected(self, flow: http.HTTPFlow) -> None:
+        self.head_begun(flow.client_conn)
+
+    @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        self._heads.pop(flow.client_conn.id, None)
+        client_id = flow.client_conn.id
+        self._asked[client_id] = time.monotonic()
+        if self._heads.pop(client_id, None) is not None:
+            self._hellos.pop(client_id, None)
+
+    @contained
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        if data.context.client.id in self._heads:
+            self._hellos[data.context.client.id] = data
+
+    @contained
+    def tls_start_server(self, data: tls.TlsData) -> None:
+        """The client's handshake waits for the server's, which has a limit of its own."""
+        self._hold(data.context.client)
+
+    @contained
+    def tls_established_server(self, data: tls.TlsData) -> None:
+        self._go_on(data.context.client)
+
+    @contained
+    def tls_failed_server(self, data: tls.TlsData) -> None:
+        self._go_on(data.context.client)
+
+    @contained
+    def next_layer(self, data: layer.NextLayer) -> None:
+        if isinstance(data.layer, TCPLayer):
+            self._is_raw(data.context.client)
 
     @contained
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
@@ -112,10 +160,49 @@ class Limits:
 
     def tick(self, now: float) -> None:
         limit = self.settings.header_timeout
-        for client, began in list(self._heads.values()) if limit else ():
-            if now - began > limit and self._close(client):
+        if not limit:
+            return
+        for client, began in list(self._heads.values()):
+            if now - began <= limit or self._busy[client.id]:
+                continue
+            hello = self._hellos.get(client.id)
+            if hello is not None and hello.ignore_connection:
+                self._is_raw(client)
+            elif self._close(client):
                 self.counters["header_timeouts"] += 1
                 del self._heads[client.id]
+        self._end_unfinished(now, limit)
+        self._end_slow_bodies(now, limit)
+
+    def _end_unfinished(self, now: float, limit: float) -> None:
+        """HTTP/2 connections whose frames have stopped in the middle of a head, or of what may become one."""
+        unfinished = {server for server in list(H2_SERVERS) if self._is_unfinished(server)}
+        self._unfinished = {server: self._unfinished.get(server, now) for server in unfinished}
+        for server, began in self._unfinished.items():
+            if now - began > limit and self._close(server.context.client):
+                self.counters["header_timeouts"] += 1
+
+    def _is_unfinished(self, server: _http2.Http2Server) -> bool:
+        frames = server.h2_conn.incoming_buffer
+        if frames._headers_buffer:
+            return True
+        state = self._registry.clients.get(server.context.client.id)
+        return bool(frames._data) and state is not None and not state.flows
+
+    def _end_slow_bodies(self, now: float, limit: float) -> None:
+        """Those that stream are nobody's place in memory, and may take as long as they like."""
+        limit *= BODY_PATIENCE
+        if self.settings.journal_policy == "block":
+            limit += self.settings.journal_wait
+        for state in list(self._registry.older_than(now - limit)):
+            if state.sent or state.request_tee is not None or state.cut is not None:
+                continue
+            length = content_length(state.flow.request.headers)
+            allowed = limit + (READ_WHOLE if length is None else length) / SLOWEST
+            if now - state.started > allowed and self._close(state.flow.client_conn):
+                message = f"timed out: the client has not sent the request's body within {allowed:.0f} seconds"
+                state.cut = Cause(ErrorType.TIMEOUT, message)
+                self.counters["body_timeouts"] += 1
 
     def _admit(self, client: connection.Client) -> str:
         """Empty, or why the client is refused."""
@@ -130,19 +217,25 @@ class Limits:
             return f"{total} clients are busy already (max_concurrent_clients)"
         self._open[client.id] = client
         self._by_address[address] += 1
+        self._asked[client.id] = time.monotonic()
         if isinstance(client.proxy_mode, mode_specs.RegularMode | mode_specs.UpstreamMode):
             self._heads[client.id] = (client, time.monotonic())  # nothing else may come first
         return ""
 
     def _make_room(self, address: str = "") -> bool:
         """Closes the connection that is idle longest. False when none is."""
-        longest, found = IDLE, None
+        longest, found, now = IDLE, None, time.monotonic()
         for client in self._open.values():
             if self._busy[client.id] or (address and client_key(client.peername[0]) != address):
                 continue
             state = self._registry.clients.get(client.id)
-            if state is not None and not state.flows and (silent := self._silent_for(client)) >= longest:
-                longest, found = silent, client
+            if state is None or state.flows:
+                continue
+            idle = self._silent_for(client)
+            if 0 < self.settings.header_timeout < (without := now - self._asked[client.id]):
+                idle = max(idle, without)
+            if idle >= longest:
+                longest, found = idle, client
         if found is None or not self._close(found):
             return False
         self.counters["evicted_clients"] += 1
@@ -153,8 +246,8 @@ class Limits:
         return cut(self._farewell.transport, client, "limit")
 
     def _forget(self, client: connection.Client) -> None:
-        self._heads.pop(client.id, None)
-        self._busy.pop(client.id, None)
+        for kept in (self._heads, self._hellos, self._busy, self._asked):
+            kept.pop(client.id, None)
         if self._open.pop(client.id, None) is not None:
             address = client_key(client.peername[0])
             self._by_address[address] -= 1
@@ -170,6 +263,17 @@ class Limits:
             self._busy[client.id] -= 1
         else:
             self._busy.pop(client.id, None)
+
+    def _go_on(self, client: connection.Client) -> None:
+        self._let_go(client)
+        if client.id in self._heads:
+            self._heads[client.id] = (client, time.monotonic())
+
+    def _is_raw(self, client: connection.Client) -> None:
+        """No head will come of it."""
+        self._heads.pop(client.id, None)
+        self._hellos.pop(client.id, None)
+        self._hold(client)
 
 
 def raise_open_files(clients: int) -> None:
