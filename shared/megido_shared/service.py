@@ -33,16 +33,16 @@ LAST_RESORT_S = 13.0
 """After a signal to stop. A service has 15 s."""
 
 
-def stop_on_signals(leaving: str = "") -> asyncio.Event:
+def stop_on_signals(leaving: str = "", after: float = LAST_RESORT_S) -> asyncio.Event:
     """An event that SIGTERM or SIGINT sets. Call inside the running loop. `leaving` is the name of a service that
-    leaves nothing behind: if it still runs `LAST_RESORT_S` after the signal, the process ends all the same. Work that
+    leaves nothing behind: if it still runs `after` seconds past the signal, the process ends all the same. Work that
     waits for a stopped Postgres cannot be ended from inside the loop (cancelling psycopg waits for the server, #1371);
     what it held is rolled back there."""
     stop = asyncio.Event()
 
     def told() -> None:
         if leaving and not stop.is_set():
-            _leave_at_last(leaving)
+            _leave_at_last(leaving, after)
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -51,12 +51,12 @@ def stop_on_signals(leaving: str = "") -> asyncio.Event:
     return stop
 
 
-def _leave_at_last(name: str) -> None:
+def _leave_at_last(name: str, after: float) -> None:
     def leave() -> None:
         sys.stderr.write(f"{name}: something did not stop in time; leaving it\n")
         sys.stderr.flush()
         os._exit(0)
 
-    timer = threading.Timer(LAST_RESORT_S, leave)
+    timer = threading.Timer(after, leave)
     timer.daemon = True
     timer.start()

@@ -28,6 +28,9 @@ from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer, Ready
 from megido_shared.service import guard, setup_logging, stop_on_signals
 
+LAST_RESORT = 14.4
+"""Seconds after SIGTERM at which the process ends whatever is left: all that had to be written is in the journal."""
+
 BUSY_OBJECTS = 50_000
 """Young objects between two collections of the garbage collector: flows are freed by reference counts."""
 
@@ -86,7 +89,8 @@ async def _serve_group(argv: list[str], arguments: argparse.Namespace, env: Mapp
 
 async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: Parent | None = None) -> None:
     """`parent` is of a worker: it is told instead of whoever reads our output, and it shows our metrics."""
-    stop = stop_on_signals()
+    # A name that is being resolved holds a thread, which nothing ends and the interpreter would wait for.
+    stop = stop_on_signals("megido capture", LAST_RESORT)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     modes = arguments.mode or ["regular"]
     _check_modes(modes)

@@ -205,7 +205,7 @@ class Group:
             asyncio.get_running_loop().add_signal_handler(number, self._signal, signal.SIGTERM)
         _, late = await asyncio.wait(keeping, timeout=END_WORKERS)
         if late:
-            logger.warning("%d workers did not end in time and are killed", len(late))
+            logger.warning("%d of %d workers did not end in time and are killed", len(late), len(keeping))
             self._signal(signal.SIGKILL)
             await asyncio.wait(late)
         if forwarder is not None:
