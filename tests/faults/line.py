@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ class Load:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     ledger: list[str] = field(default_factory=list)
     """Targets that were answered whole."""
+    took: list[float] = field(default_factory=list)
+    """Seconds of each request."""
     clients: list[asyncio.Task[None]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -57,11 +60,13 @@ class Load:
                 if self.stop.is_set():
                     return
                 target = "/" + TARGETS[count % len(TARGETS)].format(f"{number}-{count}")
+                began = time.monotonic()
                 try:
                     answer = await http.get(f"http://127.0.0.1:{self.upstream.port}{target}")
                     (self.ledger if answer.status_code == 200 else self.failed).append(target)
                 except httpx.HTTPError as error:
                     self.failed.append(f"{target}: {error!r}")
+                self.took.append(time.monotonic() - began)
                 await asyncio.sleep(PAUSE)
 
     def kill_forwarder(self) -> None:

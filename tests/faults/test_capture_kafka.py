@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import quantiles
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
@@ -27,12 +28,16 @@ MORE_MB = 64
 
 async def fault(load: Load) -> None:
     """Lets the fault last, under load, and the proxy's memory stay where it was."""
-    before = load.memory_mb()
+    before, calm = load.memory_mb(), load.took[:]
+    load.took.clear()
     deadline = time.monotonic() + SECONDS
     await load.more()
     while time.monotonic() < deadline:
         await load.more(20)
-    assert load.memory_mb() < before + MORE_MB
+    after = load.memory_mb()
+    p99 = [f"{quantiles(took, n=100)[98] * 1000:.0f}" for took in (calm, load.took)]
+    print(f"p99 {p99[1]} ms, {p99[0]} before; memory {after:.0f} MB, {before:.0f} before")
+    assert after < before + MORE_MB
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
@@ -129,16 +134,20 @@ async def leader(bootstrap: str) -> int:
 
 
 async def test_of_three_nodes_a_leader_is_killed(tmp_path: Path, kafka_cluster: Cluster) -> None:
+    """In the long form each in turn, the controller among them."""
     async with loaded(tmp_path / "data", kafka_cluster.bootstrap) as load:
         await until_topic(kafka_cluster.bootstrap)
         await load.more()
-        killed = kafka_cluster.nodes[await leader(kafka_cluster.bootstrap)]
-        killed.kill()
-        before = len(load.ledger)
-        await load.more()
-        # Flowing again, with two nodes: what was answered after the kill arrives while the third is away.
-        await check(kafka_cluster.bootstrap, load.ledger[: before + 100])
-        await asyncio.to_thread(killed.start)
-        await load.more()
+        first = await leader(kafka_cluster.bootstrap)
+        for number in [first, *(kafka_cluster.nodes.keys() - {first})] if SECONDS > 10 else [first]:
+            killed = kafka_cluster.nodes[number]
+            killed.kill()
+            await load.more()
+            # Flowing again, with two nodes: what was answered after the kill arrives while the third is away.
+            began = time.monotonic()
+            await check(kafka_cluster.bootstrap, load.ledger[:])
+            print(f"node {number} killed: everything there after {time.monotonic() - began:.1f} s")
+            await asyncio.to_thread(killed.start)
+            await load.more()
         await load.finish()
         await check(kafka_cluster.bootstrap, load.ledger)
