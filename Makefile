@@ -35,6 +35,7 @@ e2e: test-deps ## The whole pipeline on both buses, with curl and Chromium
 
 faults: test-deps ## The long form of the kill and outage tests
 	@MEGIDO_KILLS=20 MEGIDO_FAULT_SECONDS=60 $(PY) -m pytest tests/faults $(ARGS)
+	@MEGIDO_BODY_MB=1024 $(PY) -m pytest tests/integration/capture/test_bodies.py --timeout 900 $(ARGS)
 
 lint: setup ## Style and formatting
 	@.venv/bin/ruff check --no-cache .

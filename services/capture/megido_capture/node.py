@@ -29,6 +29,7 @@ from megido_capture.drain import Drain
 from megido_capture.emitter import Emitter
 from megido_capture.errors import cause_of_message
 from megido_capture.farewell import Farewell, cut
+from megido_capture.flowcontrol import control_flow, stop_controlling
 from megido_capture.flows import content_length
 from megido_capture.gate import AddressGate
 from megido_capture.headguard import guard_heads, stop_guarding
@@ -190,7 +191,14 @@ class Node:
             *([self.backpressure] if blocks else []),
             Rules(self.rule_set, self.registry, self.counters),
             self.cache,  # behind what changes a request, before what streams and records a response
-            Streaming(emitter, self.registry, recorder, self.counters, self._must_buffer),
+            Streaming(
+                emitter,
+                self.registry,
+                recorder,
+                self.counters,
+                self._must_buffer,
+                flow_control=control_flow(proxyserver.connections),
+            ),
             StreamedRules(self.rule_set, self.registry, self.counters),
             recorder,
         ]
@@ -279,6 +287,7 @@ class Node:
         self._crash_watch.stop()
         stop_mending()
         stop_guarding()
+        stop_controlling()
         if self._forwarder is not None:
             await asyncio.to_thread(self._forwarder.stop)
 

@@ -12,6 +12,7 @@ from mitmproxy import http
 
 from megido_capture.counters import Counters, contained
 from megido_capture.emitter import Emitter, Side
+from megido_capture.flowcontrol import FlowControl
 from megido_capture.flows import content_length
 from megido_capture.recorder import Recorder
 from megido_capture.state import FlowState, Registry
@@ -31,12 +32,15 @@ class Streaming:
         recorder: Recorder,
         counters: Counters,
         must_buffer: Callable[[http.HTTPFlow], bool],
+        *,
+        flow_control: FlowControl | None,
     ) -> None:
         self.counters = counters
         self._emitter = emitter
         self._registry = registry
         self._recorder = recorder
         self._must_buffer = must_buffer
+        self._flow_control = flow_control
 
     @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -82,12 +86,15 @@ class Streaming:
         inner: Stream | None = None,
     ) -> Tee:
         emitter = self._emitter
+        hold_up = self._flow_control.passing(state.flow, side) if self._flow_control is not None else None
 
         def append(index: int, data: bytes) -> None:
             emitter.chunk(state.flow_id, side, index, data, state.time_us)
 
         def passing() -> None:
             state.active = time.monotonic()
+            if hold_up is not None:
+                hold_up()
 
         def failed(error: Exception) -> None:
             self.counters.hook_failed(f"{side}_body", error)
