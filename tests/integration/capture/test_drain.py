@@ -9,6 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from megido_capture.node import DRAIN
 from megido_shared.events import FlowInterrupted, WebSocketMessage
 from tests.integration.capture.harness import Proxy, body, capture, flows, read_events, until
 from tests.integration.capture.test_limits import closed
@@ -139,7 +140,8 @@ async def test_what_does_not_end_is_interrupted_with_kafka_down_too(
             assert await closed(idle[0])
             tunnel[1].write(b"GET /plain/during HTTP/1.1\r\nHost: x\r\n\r\n")
             assert await asyncio.wait_for(tunnel[0].readuntil(b'"during"}'), 20)
-            assert await asyncio.to_thread(proxy.process.wait, 15) == 0, "with both of its ten seconds over"
+            # Within 15 s; a machine that is busy otherwise takes longer. Left to themselves these never end.
+            assert await asyncio.to_thread(proxy.process.wait, 30) == 0
             for _, writer in (*endless, tunnel, idle):
                 writer.close()
     found = await read_events(proxy.data_dir)
@@ -158,7 +160,7 @@ async def test_a_second_signal_ends_the_wait(tmp_path: Path, upstream: Upstream)
         proxy.process.send_signal(signal.SIGINT)
         await refuses(proxy)
         proxy.process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(proxy.process.wait, 8) == 0, "less than the ten seconds that flows get"
+        assert await asyncio.to_thread(proxy.process.wait, DRAIN - 1) == 0, "before its time"
         for _, writer in streams:
             writer.close()
     assert len(flows(await read_events(proxy.data_dir), FlowInterrupted)) == 4

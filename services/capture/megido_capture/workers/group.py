@@ -25,10 +25,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 GIVE_UP = 4
 """Starts in a row that failed, of every worker, after which there is no use in trying."""
 
-END_WORKERS = 11.5
+END_WORKERS = 11.0
 """Seconds for the ten that open flows get, and the rest of a worker's end. With the forwarder's it is within 15."""
 
-ALL_GONE = 14.5
+ALL_GONE = 13.5
 FORWARDER_TICK = 1.0
 LONGEST_REPORT = 1 << 24
 """Bytes of a line with a worker's metrics."""
