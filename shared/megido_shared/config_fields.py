@@ -8,7 +8,8 @@ import msgspec
 
 from megido_shared.config import ProxySettings
 from megido_shared.destinations import Blocked
-from megido_shared.networks import entries, parse_networks
+from megido_shared.hostpatterns import HostPatterns
+from megido_shared.networks import parse_networks
 from megido_shared.settings import DEFAULT_LOG_DIR, DEFAULT_MAX_BODY_SIZE
 
 MAX_SECONDS = 86_400
@@ -93,7 +94,10 @@ FIELDS: dict[str, Field] = {
     ),
     "header_timeout": _seconds(30, "Seconds in which the head of a request must have come; 0 is no limit."),
     "passthrough_hosts": Field(
-        "names", "", "Hosts, comma-separated, whose TLS is tunnelled untouched (they pin their certificate)."
+        "names",
+        "",
+        "Hosts, comma-separated, whose TLS is tunnelled untouched (they pin their certificate): names, *.name, "
+        "addresses, networks; :port may follow.",
     ),
     "blocked_destinations": Field(
         "names", "", "Hosts, addresses and networks, comma-separated, that nobody reaches through the proxy."
@@ -140,9 +144,10 @@ def _check_text(name: str, kind: Kind, value: str) -> None:
             except ValueError as error:
                 raise Invalid(name, str(error)) from None
         case "names":
-            for entry in entries(value):
-                if any(character.isspace() or character in "?#@" for character in entry):
-                    raise Invalid(name, f"{entry!r} is no host or network")
+            try:
+                HostPatterns.parse(value)
+            except ValueError as error:
+                raise Invalid(name, str(error)) from None
         case "folder" if ".." in value.split("/"):
             raise Invalid(name, "must not contain '..'")
 

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megido_shared.destinations import plain
 from megido_shared.networks import Network, entries, parse_networks
 
 _LABEL = set("abcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -47,14 +48,7 @@ class HostPatterns:
 def plain_host(host: str) -> str:
     """A host as it is compared: lower case, no dot at the end, no brackets, no zone, A-labels."""
     host = host.strip().lower().rstrip(".").removeprefix("[").removesuffix("]")
-    if ":" in host:
-        return host.partition("%")[0]
-    if host.isascii():
-        return host
-    try:
-        return host.encode("idna").decode()
-    except UnicodeError:
-        return host
+    return host.partition("%")[0] if ":" in host else plain(host)
 
 
 def _pattern(entry: str) -> HostPattern:

@@ -9,7 +9,7 @@ from mitmproxy.proxy import server_hooks
 
 from megido_capture.counters import Counters, contained
 from megido_capture.emitter import Emitter
-from megido_capture.errors import Cause, cause_of_exception, cause_of_message, failure
+from megido_capture.errors import Cause, cause_of_exception, cause_of_message, failure, remedy
 from megido_capture.flows import url_from
 from megido_capture.recorder import Recorder
 from megido_capture.state import ClientState, Registry, ServerFailure, ServerState
@@ -46,6 +46,9 @@ class Connections:
             return
         if state.flows:
             self._recorder.client_gone(list(state.flows.values()))
+        if state.timed_out:
+            self._raise(state, Cause(ErrorType.TIMEOUT, state.timed_out), self._intended_url(state))
+            return
         if state.tls_failure:
             self._raise(state, Cause(ErrorType.SSL_ERROR, state.tls_failure), self._intended_url(state))
             return
@@ -102,9 +105,15 @@ class Connections:
         client = self._registry.clients.get(data.context.client.id)
         if client is not None:
             name = data.context.client.sni or (data.context.server.address or ("unknown host", 0))[0]
-            client.tls_failure = f"TLS handshake with the client failed for {name}: {data.conn.error}"
+            error = data.conn.error or "no reason given"
+            client.tls_failure = f"TLS handshake with the client failed for {name}: {error}{remedy(error, name)}"
             if data.context.server.address:
                 client.tls_target = data.context.server.address
+
+    @contained
+    def client_timed_out(self, conn: connection.Client, message: str) -> None:
+        """A client that is cut in its TLS handshake: told at its disconnect, as other failures of it."""
+        self._registry.client(conn).timed_out = message
 
     @contained
     def http_connect_error(self, flow: http.HTTPFlow) -> None:

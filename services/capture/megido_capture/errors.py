@@ -29,6 +29,9 @@ class Cause:
 
 
 _CUT_HEAD = "unexpected server response: "
+_REFUSED = re.compile(
+    r"unknown ca|bad certificate|certificate unknown|not trust|disconnected during|^connection closed$"
+)
 _LITERAL = re.compile(r"""(?:bytearray\()?\bb('(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))\)?""", re.DOTALL)
 _HEX = re.compile(r"\b[0-9a-f]{32,}\b")
 
@@ -101,6 +104,17 @@ def plain(message: str) -> str:
         message = message.replace("stream reset by client", "HTTP/2 stream reset", 1)  # said of servers as well
     message = _LITERAL.sub(_size_of, message)
     return _HEX.sub(lambda found: f"<{len(found[0]) // 2} bytes>", message)[:MAX_MESSAGE]
+
+
+def remedy(error: str, host: str) -> str:
+    """What to do about a TLS handshake that a client broke off; empty when its certificate is not the reason."""
+    if not _REFUSED.search(error):
+        return ""
+    return (
+        ". Either the client must trust Megido's certificate authority (http://mitm.it through the proxy), or it pins "
+        f"the server's certificate: then add {host} to passthrough_hosts (--passthrough-hosts {host}, or PATCH "
+        f'/proxy/api/config/ {{"passthrough_hosts": "{host}"}})'
+    )
 
 
 def trace_of(error: BaseException, at_most: int = MAX_TRACE) -> str:

@@ -153,6 +153,11 @@ class Limits:
         self._hold(flow.client_conn)
 
     @contained
+    def tunnel_begun(self, client: connection.Client) -> None:
+        """A tunnel of which no hook tells."""
+        self._hold(client)
+
+    @contained
     def head_begun(self, client: connection.Client) -> None:
         """Part of a head has come: from now on it has `header_timeout`."""
         if client.id in self._open:

@@ -21,6 +21,7 @@ from megido_capture.access import Access
 from megido_capture.backpressure import Backpressure
 from megido_capture.bodyrules import StreamedRules
 from megido_capture.cache import Cache
+from megido_capture.clienttimeouts import ClientTimeouts
 from megido_capture.closed import Closed
 from megido_capture.configsource import ConfigSource
 from megido_capture.connections import Connections
@@ -40,6 +41,7 @@ from megido_capture.limits import Limits
 from megido_capture.liveconfig import LiveConfiguration, Start
 from megido_capture.openconnections import CrashWatch, OpenConnections
 from megido_capture.owndoor import OwnDoor, doors_of
+from megido_capture.passthrough import PassThrough
 from megido_capture.recorder import Recorder
 from megido_capture.rules import Rules, RuleSet
 from megido_capture.settings import CaptureSettings
@@ -139,6 +141,9 @@ class Node:
         self.timeouts = Timeouts(
             settings, self.registry, self.connections, self.counters, cut=self._cut, silent_for=self._silent_for
         )
+        self.client_timeouts = ClientTimeouts(
+            settings, self.connections, self.counters, cut=partial(cut, self._transport, why="timeout")
+        )
         self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
@@ -175,6 +180,7 @@ class Node:
             silent_for=self._silent_for,
             workers=place.workers,
         )
+        self.pass_through = PassThrough(settings, self.counters, begun=self.limits.tunnel_begun)
         self.cache = Cache(self.registry, self.counters, settings)
         blocks = settings.journal_policy == "block"
         self.addons: list[Any] = [
@@ -184,6 +190,8 @@ class Node:
             self.connections,
             self.access,  # before anybody records, or sets a stream
             self.timeouts,
+            self.client_timeouts,
+            self.pass_through,
             self.own_door,
             *([self.backpressure.messages] if blocks else []),
             self.websockets,  # before the recorder forgets a handshake
@@ -231,6 +239,8 @@ class Node:
         self.settings = self.access.settings = self.timeouts.settings = self.limits.settings = settings
         self.recorder.keep = Keep.of(settings)
         self.cache.apply(settings)
+        self.pass_through.apply(settings)
+        self.client_timeouts.settings = settings
         self.journal.cap_bytes = self._journal_cap(settings)
         self.backpressure.seconds = settings.journal_wait
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
@@ -300,6 +310,7 @@ class Node:
             for step in (
                 self.recorder.tick,
                 self.timeouts.tick,
+                self.client_timeouts.tick,
                 self.limits.tick,
                 self.heartbeat.tick,
                 self._keep_forwarding,

@@ -1,8 +1,9 @@
 """The addon that leaves TLS to some hosts alone: their clients pin a certificate and would refuse ours."""
 
 import logging
+from collections.abc import Callable
 
-from mitmproxy import tls
+from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 
 from megido_capture.counters import Counters, contained
@@ -23,8 +24,12 @@ class PassThrough:
 
     name = "megido-passthrough"
 
-    def __init__(self, settings: CaptureSettings, counters: Counters) -> None:
+    def __init__(
+        self, settings: CaptureSettings, counters: Counters, *, begun: Callable[[connection.Client], None]
+    ) -> None:
+        """`begun` is told of each tunnel: mitmproxy has no hook for it."""
         self.counters = counters
+        self._begun = begun
         self._named: set[str] = set()
         self.apply(settings)
 
@@ -39,6 +44,7 @@ class PassThrough:
         if self._hosts.match(hosts, port):
             data.ignore_connection = True
             self.counters["passed_through"] += 1
+            self._begun(data.context.client)
             self._say(hosts[0])
 
     def _say(self, host: str) -> None:

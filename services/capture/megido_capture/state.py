@@ -30,6 +30,7 @@ class ClientState:
         "ending",
         "failures",
         "flows",
+        "timed_out",
         "tls_failure",
         "tls_target",
     )
@@ -40,6 +41,7 @@ class ClientState:
         """The identity of the credential that it was let in by, if it was asked for one."""
         self.ending = False
         """Why the whole connection ends has been told."""
+        self.timed_out: str = ""
         self.tls_failure: str = ""
         self.tls_target: tuple[str, int] | None = None
         self.failures: list[ServerFailure] = []

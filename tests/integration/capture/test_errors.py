@@ -10,6 +10,7 @@ import pytest
 import trustme
 
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFailed
+from tests.integration.capture.breakage import Place, dialled
 from tests.integration.capture.conftest import server_context
 from tests.integration.capture.harness import Proxy, body, capture, curl, flows
 from tests.integration.capture.upstream import PIECE, Upstream, closed_port, full_backlog, serving
@@ -160,6 +161,33 @@ async def test_silent_upstream_with_transfer_timeout(tmp_path: Path, upstream: U
         assert (await curl(proxy, f"http://127.0.0.1:{upstream.port}/hang")).status == 502
         [event] = ended(await proxy.until(lambda events: bool(ended(events))))
     assert event.failure.error_type is ErrorType.TIMEOUT and "transfer_timeout" in event.failure.message
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("alpn", "sent"),
+    [
+        ("http/1.1", b""),
+        ("http/1.1", b"GET / HTTP/1.1\r\nHo"),
+        ("h2", b""),
+        ("h2", PREFACE),
+        ("h2", PREFACE + b"\0\0\x10\1"),
+    ],
+)
+async def test_a_client_inside_tls_has_header_timeout_for_its_first_head(
+    tmp_path: Path, authority: trustme.CA, trusted: str, alpn: str, sent: bytes
+) -> None:
+    options = ["--header-timeout", "1", "--set", f"ssl_verify_upstream_trusted_ca={trusted}"]
+    async with (
+        serving(server_context(authority, "localhost", alpn=(alpn,))) as upstream,
+        capture(tmp_path / "data", *options) as proxy,
+        dialled(Place(proxy, "https", upstream.port, authority), alpn) as (reader, writer),
+    ):
+        writer.write(sent)
+        await reader.read(-1)  # until we close, or the helper gives up
+        assert [event for event in await proxy.events() if event.seq] == []
 
 
 @contextlib.asynccontextmanager

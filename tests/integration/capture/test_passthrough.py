@@ -2,11 +2,13 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from megido_capture.limits import IDLE
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, NodeStatus
 from tests.integration.capture.harness import Proxy, capture, curl, flows, mitm, read_events
 from tests.integration.capture.upstream import Upstream
@@ -100,6 +102,24 @@ async def test_access_control_holds(tmp_path: Path, upstream_tls: Upstream, trus
         url = f"https://localhost:{upstream_tls.port}/plain"
         assert (await pinned(proxy, url, trusted))[0] == 56
         assert (await pinned(proxy, url, trusted, "--proxy-user", "me:right"))[0] == 0
+
+
+async def test_a_silent_tunnel_is_not_closed_for_another_client(
+    tmp_path: Path, upstream_tls: Upstream, trusted: str
+) -> None:
+    """As an idle connection would be, after `IDLE` seconds."""
+    options = ["--passthrough-hosts", "localhost", "--max-concurrent-clients", "1"]
+    async with capture(tmp_path / "data", *options) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(f"CONNECT localhost:{upstream_tls.port} HTTP/1.1\r\n\r\n".encode())
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await writer.start_tls(ssl.create_default_context(cafile=trusted), server_hostname="localhost")
+        silent_since = time.monotonic()
+        while time.monotonic() < silent_since + 2 * IDLE:
+            assert (await curl(proxy, f"https://127.0.0.1:{upstream_tls.port}/")).status == 503
+        writer.write(b"GET /plain HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
 
 
 async def test_over_another_proxy(tmp_path: Path, upstream_tls: Upstream, trusted: str, passing: Proxy) -> None:
