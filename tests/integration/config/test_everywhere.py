@@ -70,6 +70,8 @@ async def line(request: pytest.FixtureRequest, database: str, tmp_path: Path) ->
     if request.param == "kafka":
         broker: KafkaNode = request.getfixturevalue("fresh_kafka")
         kafka = ["--kafka", broker.bootstrap]
+        found, printed = await run(sys.executable, "-m", "megido", "migrate", "--database-url", database, *kafka)
+        assert found == 0, printed
     with ExitStack() as stack:
         server, port = stack.enter_context(api(database, tmp_path, *kafka))
         metrics = free_port()
