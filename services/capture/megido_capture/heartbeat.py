@@ -85,10 +85,11 @@ class Heartbeat:
 class Figures(Collector):
     """Read on each scrape, from the counters that hooks advance: nothing is added to the proxy's own path."""
 
-    def __init__(self, emitter: Emitter, counters: Counters, registry: Registry) -> None:
+    def __init__(self, emitter: Emitter, counters: Counters, registry: Registry, config: Callable[[], Config]) -> None:
         self._emitter = emitter
         self._counters = counters
         self._registry = registry
+        self._config = config
 
     def collect(self) -> Iterable[Metric]:
         captured = CounterMetricFamily("megido_capture_records", "Terminal records written by this node, by its count")
@@ -105,7 +106,11 @@ class Figures(Collector):
         for name, value in list(self._counters.items()):
             events.add_metric([name], value)
         yield events
+        config = self._config()
         for name, what, number in (
+            ("megido_capture_config_version", "The configuration that is applied", config.version),
+            ("megido_capture_config_stale", "1 while it could not be read for longer than cache_ttl", config.stale),
+            ("megido_capture_config_refused", "1 while a newer one cannot be applied", bool(config.error)),
             ("megido_capture_open_flows", "Flows that have not ended", len(self._registry.flows)),
             ("megido_capture_client_connections", "Open client connections", len(self._registry.clients)),
             ("megido_capture_journal_bytes", "Size of the journal that is not freed yet", journal.used_bytes),

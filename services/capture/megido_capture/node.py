@@ -159,7 +159,7 @@ class Node:
         self.heartbeat = Heartbeat(
             emitter, self.counters, clock, listen=self.listening, config=self._config, pinned=self._pinned
         )
-        self.figures = Figures(emitter, self.counters, self.registry)
+        self.figures = Figures(emitter, self.counters, self.registry, self._config)
         self._forwarder = (
             ForwarderChild(place.common.data_dir, kafka=place.common.kafka, api_url=settings.api_url)
             if place.forwarder

@@ -75,8 +75,10 @@ class RuleSet:
         return self._apply(self._heads, request)
 
     def apply_body(self, request: http.Request) -> tuple[int, ...]:
-        """To a request that is there whole."""
-        if self._bodies and len(request.raw_content or b"") > BODY_CAP:
+        """To a request that is there whole. One whose body has no fields is no failure of a rule."""
+        if not self._bodies or not _kind(request):
+            return ()
+        if len(request.raw_content or b"") > BODY_CAP:
             self.skip_body(request)
             return ()
         return self._apply(self._bodies, request)

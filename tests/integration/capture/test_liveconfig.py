@@ -222,6 +222,17 @@ async def test_body_rules_change_bodies_of_unknown_length_up_to_the_cap(live: Li
     await live.status(lambda status: status.counters.get("rule_skipped:1") == 2)
 
 
+async def test_body_rules_change_uploads_over_http2(live: Live, upstream_tls: Upstream) -> None:
+    """Without a length, as it may be there."""
+    await live.set(a_rule("body", "added", "1", pattern="/count"))
+    sent = ("--http2", "-H", "Content-Type: application/json", "-H", "Transfer-Encoding: chunked", "-d", '{"a":1}')
+    answer = await live.curl(f"https://localhost:{upstream_tls.port}/count", *sent)
+    assert answer.body == str(len('{"a":1,"added":"1"}')).encode()
+    [flow] = flows(await live.proxy.until(lambda events: bool(flows(events))))
+    assert flow.rules == (1,) and flow.request.http_version == "HTTP/2.0"
+    assert harness.body(await live.proxy.events(), flow, "request") == b'{"a":1,"added":"1"}'
+
+
 async def test_what_this_node_cannot_apply_is_refused_whole_and_reported(live: Live, upstream: Upstream) -> None:
     url = f"http://127.0.0.1:{upstream.port}/echo"
     await live.set(a_rule("header", "X-Kept", "1"), max_body_size=7)

@@ -54,6 +54,15 @@ async def test_environment_gives_the_defaults(tmp_path: Path, upstream: Upstream
     assert flow.response.body.data == b'{"a'
 
 
+async def test_what_set_and_the_environment_say_is_pinned(tmp_path: Path) -> None:
+    """A default too, when it was said."""
+    env = {"PROXY_AUTH_TOKEN": "from-env", "PROXY_API_URL": "http://127.0.0.1:1"}
+    async with mitm("mitmdump", tmp_path / "data", "websocket_enabled=true", "max_body_size=7", **env):
+        pass
+    [*_, status] = [event for event in await read_events(tmp_path / "data") if isinstance(event, NodeStatus)]
+    assert status.pinned == {"websocket_enabled": "true", "max_body_size": "7", "auth_token": "set"}
+
+
 async def test_rules_are_polled_from_an_api_that_knows_no_more(tmp_path: Path, upstream: Upstream) -> None:
     rule = PayloadRule(
         id=7,

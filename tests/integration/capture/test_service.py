@@ -28,6 +28,7 @@ async def test_operations_endpoints(proxy: Proxy, upstream: Upstream) -> None:
         'megido_capture_events_total{name="completed"}' in metrics
         and 'megido_capture_dropped_total{reason="cap"} 0' in metrics
     )
+    assert "megido_capture_config_version 0.0" in metrics and "megido_capture_config_refused 0.0" in metrics
 
 
 async def test_heartbeat_counts(tmp_path: Path, upstream: Upstream) -> None:

@@ -175,3 +175,11 @@ def test_a_streamed_body_above_the_cap_goes_on_as_it_came() -> None:
 
 def test_an_empty_streamed_body() -> None:
     assert rewritten([], cap=2) == ([[b"<>"]], 0)
+
+
+def test_a_request_without_fields_in_its_body_is_no_failure() -> None:
+    counters = Counters()
+    rules = RuleSet(counters, "browser")
+    rules.replace([rule("body", "f")])
+    assert rules.apply_body(request()) == rules.apply_body(request(content=b"x")) == ()
+    assert not counters
