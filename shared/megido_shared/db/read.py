@@ -5,7 +5,7 @@ Lists and filters have their own narrow queries where they are asked; nothing he
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -77,9 +77,31 @@ def flow_query(reference: int | uuid.UUID) -> Select[Any]:
 
 
 async def load_flow(connection: AsyncConnection, reference: int | uuid.UUID) -> StoredFlow | None:
-    """The flow with both bodies; None when it is not stored (yet)."""
+    """The flow with both bodies, of an open flow as far as they have come; None when it is not stored (yet)."""
     row = (await connection.execute(flow_query(reference))).first()
-    return None if row is None else (await complete(connection, [row]))[0]
+    if row is None:
+        return None
+    [flow] = await complete(connection, [row])
+    return await _with_what_came(connection, flow) if row.rank == events.Rank.STARTED else flow
+
+
+async def _with_what_came(connection: AsyncConnection, flow: StoredFlow) -> StoredFlow:
+    """An open flow with the pieces of its bodies that are parked until it ends, up to the first that is missing."""
+    table = tables.body_chunks
+    query = select(table.c.side, table.c.index, table.c.data).where(table.c.flow_id == flow.flow_id)
+    pieces: tuple[list[bytes], list[bytes]] = ([], [])
+    for side, index, data in await connection.execute(query.order_by(table.c.side, table.c.index)):
+        if index == len(pieces[side]):
+            pieces[side].append(codecs.unpack(bytes(data)))
+    sides = (flow.request_body, flow.response_body)
+    request, response = (_so_far(body, b"".join(came)) for body, came in zip(sides, pieces, strict=True))
+    return replace(flow, request_body=request, response_body=response)
+
+
+def _so_far(body: StoredBody, data: bytes) -> StoredBody:
+    if len(data) <= len(body.data):
+        return body
+    return StoredBody(tables.BODY_TRUNCATED, data, max(body.size, len(data)), None)
 
 
 async def complete(connection: AsyncConnection, rows: Collection[Row[Any]]) -> list[StoredFlow]:
