@@ -190,6 +190,27 @@ async def test_cache_enabled(live: Live) -> None:
     assert [flow.cached for flow in flows(await live.proxy.events())] == [False, True, False]
 
 
+async def test_passthrough_hosts(live: Live, upstream_tls: Upstream, trusted: str) -> None:
+    """The client sees the server's own certificate, and Megido nothing of the exchange."""
+    url = f"https://localhost:{upstream_tls.port}/plain"
+    own = ("--cacert", trusted)
+    assert (await live.curl(url, *own)).code == 60
+    await live.set(passthrough_hosts="other.example, localhost")
+    assert (await live.curl(url, *own)).status == 200
+    await live.set(passthrough_hosts="other.example")
+    assert (await live.curl(url, *own)).code == 60
+    assert (await live.curl(url)).status == 200
+    assert len(flows(await live.proxy.events())) == 1
+
+
+async def test_blocked_destinations(live: Live, upstream: Upstream) -> None:
+    url = f"http://127.0.0.1:{upstream.port}/plain"
+    await live.set(blocked_destinations="127.0.0.0/8")
+    assert (await live.curl(url)).status != 200 and not upstream.seen
+    await live.set()
+    assert (await live.curl(url)).status == 200
+
+
 async def test_one_scope_over_the_other(live: Live, upstream: Upstream) -> None:
     url = f"http://127.0.0.1:{upstream.port}/plain/whole"
     await live.offer("node:capture-0", max_body_size=2)
