@@ -67,9 +67,11 @@ class Limits:
         self._busy: Counter[str] = Counter()
         """Clients with a WebSocket, a raw tunnel, or a connection that is being opened for them."""
         self._heads: dict[str, tuple[connection.Client, float]] = {}
-        """Clients whose head has begun and not ended, and since when. Inside a tunnel that is from its beginning."""
+        """Clients whose head has begun and not ended, and since when."""
+        self._silent: dict[str, tuple[connection.Client, float]] = {}
+        """Clients that have a tunnel and have not sent a byte into it."""
         self._hellos: dict[str, tls.ClientHelloData] = {}
-        """What the clients among them that speak TLS began with."""
+        """What clients that speak TLS began with: it says whether theirs passes through, of which no hook tells."""
         self._asked: dict[str, float] = {}
         """When a client connected, or its last request began."""
         self._unfinished: dict[_http2.Http2Server, float] = {}
@@ -96,37 +98,27 @@ class Limits:
 
     @contained
     def http_connected(self, flow: http.HTTPFlow) -> None:
-        self.head_begun(flow.client_conn)
+        if flow.client_conn.id in self._open:
+            self._silent[flow.client_conn.id] = (flow.client_conn, time.monotonic())
+
+    @contained
+    def next_layer(self, data: layer.NextLayer) -> None:
+        """mitmproxy has chosen by the first bytes. What follows in TLS has the deadlines of `clienttimeouts`."""
+        if data.layer is not None:
+            self._silent.pop(data.context.client.id, None)
+        if isinstance(data.layer, TCPLayer):
+            self._hold(data.context.client)
+
+    @contained
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        if data.context.client.id in self._open:
+            self._hellos[data.context.client.id] = data
 
     @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         client_id = flow.client_conn.id
         self._asked[client_id] = time.monotonic()
-        if self._heads.pop(client_id, None) is not None:
-            self._hellos.pop(client_id, None)
-
-    @contained
-    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        if data.context.client.id in self._heads:
-            self._hellos[data.context.client.id] = data
-
-    @contained
-    def tls_start_server(self, data: tls.TlsData) -> None:
-        """The client's handshake waits for the server's, which has a limit of its own."""
-        self._hold(data.context.client)
-
-    @contained
-    def tls_established_server(self, data: tls.TlsData) -> None:
-        self._go_on(data.context.client)
-
-    @contained
-    def tls_failed_server(self, data: tls.TlsData) -> None:
-        self._go_on(data.context.client)
-
-    @contained
-    def next_layer(self, data: layer.NextLayer) -> None:
-        if isinstance(data.layer, TCPLayer):
-            self._is_raw(data.context.client)
+        self._heads.pop(client_id, None)
 
     @contained
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
@@ -167,15 +159,11 @@ class Limits:
         limit = self.settings.header_timeout
         if not limit:
             return
-        for client, began in list(self._heads.values()):
-            if now - began <= limit or self._busy[client.id]:
-                continue
-            hello = self._hellos.get(client.id)
-            if hello is not None and hello.ignore_connection:
-                self._is_raw(client)
-            elif self._close(client):
-                self.counters["header_timeouts"] += 1
-                del self._heads[client.id]
+        for waiting in (self._heads, self._silent):
+            for client, began in list(waiting.values()):
+                if now - began > limit and self._close(client):
+                    self.counters["header_timeouts"] += 1
+                    del waiting[client.id]
         self._end_unfinished(now, limit)
         self._end_slow_bodies(now, limit)
 
@@ -231,7 +219,7 @@ class Limits:
         """Closes the connection that is idle longest. False when none is."""
         longest, found, now = IDLE, None, time.monotonic()
         for client in self._open.values():
-            if self._busy[client.id] or (address and client_key(client.peername[0]) != address):
+            if self._is_busy(client) or (address and client_key(client.peername[0]) != address):
                 continue
             state = self._registry.clients.get(client.id)
             if state is None or state.flows:
@@ -251,7 +239,7 @@ class Limits:
         return cut(self._farewell.transport, client, "limit")
 
     def _forget(self, client: connection.Client) -> None:
-        for kept in (self._heads, self._hellos, self._busy, self._asked):
+        for kept in (self._heads, self._silent, self._hellos, self._busy, self._asked):
             kept.pop(client.id, None)
         if self._open.pop(client.id, None) is not None:
             address = client_key(client.peername[0])
@@ -269,16 +257,9 @@ class Limits:
         else:
             self._busy.pop(client.id, None)
 
-    def _go_on(self, client: connection.Client) -> None:
-        self._let_go(client)
-        if client.id in self._heads:
-            self._heads[client.id] = (client, time.monotonic())
-
-    def _is_raw(self, client: connection.Client) -> None:
-        """No head will come of it."""
-        self._heads.pop(client.id, None)
-        self._hellos.pop(client.id, None)
-        self._hold(client)
+    def _is_busy(self, client: connection.Client) -> bool:
+        hello = self._hellos.get(client.id)
+        return self._busy[client.id] > 0 or (hello is not None and hello.ignore_connection)
 
 
 def raise_open_files(clients: int) -> None:

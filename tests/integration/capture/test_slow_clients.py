@@ -55,7 +55,7 @@ def unfinished_headers() -> bytes:
 
 @pytest.fixture
 async def slow_proxy(tmp_path: Path, trusted: str) -> AsyncIterator[Proxy]:
-    options = ("--set", f"ssl_verify_upstream_trusted_ca={trusted}", "--set", "ignore_hosts=pinned[.]localhost")
+    options = ("--set", f"ssl_verify_upstream_trusted_ca={trusted}", "--set", "passthrough_hosts=*.pinned.localhost")
     async with capture(tmp_path, "--header-timeout", "1", *options) as proxy:
         yield proxy
 
