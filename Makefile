@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup run kafka test test-unit test-deps e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-journal bench-replay clean
+.PHONY: help setup run kafka test test-unit test-deps test-security e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-journal bench-replay clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: test-deps lint types imports ## Everything: lint, types, import rules, all
 
 test-unit: setup ## The tests that need no service
 	@$(PY) -m pytest tests/unit $(ARGS)
+
+test-security: setup ## The security model, line by line
+	@$(PY) -m pytest tests/security $(ARGS)
 
 e2e: test-deps ## The whole pipeline on both buses, with curl and Chromium
 	@$(PY) -m pytest tests/e2e $(ARGS)
