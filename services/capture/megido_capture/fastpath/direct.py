@@ -10,7 +10,7 @@ write than its transport takes.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.events import DataReceived
@@ -27,14 +27,16 @@ _view = memoryview(_buffer)
 
 
 def take_over(handler: "Handler", connection: Connection) -> "Reader | None":
-    """Puts our reader into a connection, unless it is none of asyncio's streams (UDP, WireGuard, uvloop)."""
+    """Makes the reader of a connection ours, unless it is none of asyncio's streams (UDP, WireGuard, uvloop)."""
     io = handler.transports[connection]
     if type(io.reader) is not asyncio.StreamReader or type(io.writer) is not asyncio.StreamWriter:
         return None
     if not isinstance(io.writer.transport, asyncio.Transport):
         return None
-    reader = Reader(handler, connection, io.reader, io.writer.transport)
-    io.reader = reader  # type: ignore[assignment]
+    # The same object, because asyncio's own protocol of the connection knows it.
+    io.reader.__class__ = Reader
+    reader = cast("Reader", io.reader)
+    reader.begin(handler, connection, io.writer.transport)
     return reader
 
 
@@ -69,40 +71,41 @@ class Throttle:
             transport.resume_reading()
 
 
-class Reader:
-    """Stands for the `StreamReader` of a connection."""
+class Reader(asyncio.StreamReader):
+    """The `StreamReader` of a connection. It cannot be made, only become."""
 
-    def __init__(
-        self, handler: "Handler", connection: Connection, inner: asyncio.StreamReader, transport: asyncio.Transport
-    ) -> None:
+    _handler: "Handler"
+    _connection: Connection
+    _direct: "_Protocol | None"
+    _buffer: bytearray
+
+    def begin(self, handler: "Handler", connection: Connection, transport: asyncio.Transport) -> None:
         self._handler = handler
         self._connection = connection
-        self._inner = inner
         self._transport = transport
-        self._protocol: _Protocol | None = None
+        self._direct = None
 
-    async def read(self, n: int) -> bytes:
+    async def read(self, n: int = -1) -> bytes:
         """Handles what comes until there is nothing more; then, and before, it reads as a stream does."""
-        inner, transport = self._inner, self._transport
-        came_before = inner._buffer or inner.at_eof() or inner.exception()  # type: ignore[attr-defined]
-        if self._protocol is not None or came_before or transport.is_closing():
-            return await inner.read(n)
+        transport = self._transport
+        if self._direct is not None or self._buffer or self.at_eof() or self.exception() or transport.is_closing():
+            return await super().read(n)
         streams = transport.get_protocol()
-        self._protocol = protocol = _Protocol(self._handler, self._connection, transport, streams)
-        transport.set_protocol(protocol)
+        self._direct = direct = _Protocol(self._handler, self._connection, transport, streams)
+        transport.set_protocol(direct)
         try:
-            await protocol.ended
+            await direct.ended
         except asyncio.CancelledError:
             # It is being closed. What still comes is for whoever reads on, so that the peer can read its end.
             transport.set_protocol(streams)
             self.release()
             raise
-        return await inner.read(n)
+        return await super().read(n)
 
     def release(self) -> None:
         """The connection is not the client's any more: its unwritten data holds nobody up."""
-        if self._protocol is not None:
-            self._handler.throttle.drained(self._protocol)
+        if self._direct is not None:
+            self._handler.throttle.drained(self._direct)
             self._handler.throttle.let_go(self._transport)
 
 

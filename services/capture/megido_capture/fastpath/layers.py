@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy.proxy import commands, context, events
 from mitmproxy.proxy.layer import CommandGenerator, Layer, Paused
-from mitmproxy.proxy.layers.http import HttpStream, _http1
+from mitmproxy.proxy.layers.http import GetHttpConnectionCompleted, HttpStream, _hooks, _http1
 
 if TYPE_CHECKING:
     from megido_capture.fastpath.handler import Handler
 
 _HTTP1 = (None, b"", b"http/1.1", b"http/1.0")
 """What was negotiated with the client where mitmproxy speaks HTTP/1 with it."""
+
+_MADE_OFTEN = (
+    _hooks.HttpRequestHeadersHook,
+    _hooks.HttpRequestHook,
+    _hooks.HttpResponseHeadersHook,
+    _hooks.HttpResponseHook,
+    GetHttpConnectionCompleted,
+    events.HookCompleted,
+)
+"""What is made for each exchange, and checked each time that its class is a dataclass and none of the base classes."""
 
 _original_handle_event = Layer.handle_event
 _original_mark_done = _http1.Http1Server.mark_done
@@ -31,6 +41,12 @@ def replace() -> None:
     Layer.handle_event = _handle_event  # type: ignore[method-assign]
     Layer._Layer__process = _process  # type: ignore[attr-defined]
     _http1.Http1Server.mark_done = _mark_done  # type: ignore[method-assign]
+    for made in _MADE_OFTEN:
+        made.__new__ = _new  # type: ignore[method-assign]
+
+
+def _new(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
+    return object.__new__(cls)
 
 
 def fork(self: context.Context) -> context.Context:
