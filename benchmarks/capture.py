@@ -2,6 +2,7 @@
 
 Both proxies run the whole time, pinned to one core; load client and upstream share the other. Rounds alternate
 A B A B; a figure is the ratio of the medians. The client's rate without a proxy shows that it is not the limit.
+`benchmarks.capture_more` compares Megido with itself: without capture, with two workers, over many flows.
 """
 
 import argparse
@@ -32,6 +33,8 @@ PACKAGES = ("mitmproxy", "h11", "h2", "msgspec", "uvloop")
 BODY = json.dumps({"payload": "x" * 1009}).encode()
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 HEADERS = "User-Agent: bench/1.0\r\nAccept: */*\r\nAccept-Encoding: gzip\r\n\r\n"
+PARTS = ("mitmdump", "lean", "memory", "workers")
+ALL_CORES = os.sched_getaffinity(0)
 HERE = Path(__file__).resolve().parents[1]
 
 
@@ -275,12 +278,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each proxy")
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--flows", type=int, default=200_000, help="flows over which memory is watched")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--quick", action="store_true", help="two rounds of a second, 20,000 flows")
     parser.add_argument("--capture-arguments", nargs="*", default=[], help="passed on to megido capture")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         uvloop.run(serve(arguments.serve))
         return
+    if arguments.quick:
+        arguments.seconds, arguments.rounds, arguments.flows = 1.0, 2, 20_000
     cores = sorted(os.sched_getaffinity(0))
     proxy_core, load_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     pin(os.getpid(), load_core)
@@ -289,16 +297,46 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, directory: Path, proxy_core: int | None, load_core: int | None) -> None:
+    from benchmarks import capture_more  # noqa: PLC0415 - it builds on this module
+
     authority = trustme.CA()
     trusted = directory / "upstream-ca.pem"
     authority.cert_pem.write_to_path(str(trusted))
     tls = ssl.create_default_context()
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    figures: dict[str, object] = {}
+    detail: dict[str, object] = {"seconds": arguments.seconds, "rounds": arguments.rounds}
+    with upstreams(load_core, directory, authority) as ports:
+        site = capture_more.Site(directory, trusted, ports, tls)
+        parts = {
+            "mitmdump": lambda: against_mitmdump(arguments, directory, trusted, ports, tls, proxy_core),
+            "lean": lambda: capture_more.against_lean(arguments, site, proxy_core),
+            "memory": lambda: capture_more.memory(arguments, site, proxy_core),
+        }
+        for name in (name for name in parts if name in arguments.only):
+            found, more = parts[name]()
+            figures |= found
+            detail |= more
+    if "workers" in arguments.only:
+        if load_core is not None:
+            os.sched_setaffinity(0, ALL_CORES)
+        with upstreams(None, directory, authority) as ports:
+            found, more = capture_more.two_workers(arguments, capture_more.Site(directory, trusted, ports, tls))
+        figures |= found
+        detail |= more
+    finish("capture", figures, detail=detail, packages=PACKAGES)
+
+
+def against_mitmdump(
+    arguments: argparse.Namespace,
+    directory: Path,
+    trusted: Path,
+    ports: dict[str, int],
+    tls: ssl.SSLContext,
+    core: int | None,
+) -> tuple[dict[str, object], dict[str, object]]:
     keys = [(scheme, clients) for scheme in ("http", "https") for clients in arguments.clients]
-    with (
-        upstreams(load_core, directory, authority) as ports,
-        proxies(proxy_core, directory, str(trusted), arguments.capture_arguments) as (ours, bare),
-    ):
+    with proxies(core, directory, str(trusted), arguments.capture_arguments) as (ours, bare):
         direct = Target("direct")
         for key in keys:
             say(f"{key[0]} with {key[1]} clients")
@@ -310,18 +348,17 @@ def run(arguments: argparse.Namespace, directory: Path, proxy_core: int | None, 
                     measure(target, key, ports, tls, arguments.seconds)
         journal = recorded(ours)
     assert journal["dropped"] == 0 and journal["records"] == ours.requests, (journal, ours.requests)
-    report(keys, ours, bare, direct, arguments)
+    return report(keys, ours, bare, direct)
 
 
 def report(
-    keys: list[tuple[str, int]], ours: Target, bare: Target, direct: Target, arguments: argparse.Namespace
-) -> None:
+    keys: list[tuple[str, int]], ours: Target, bare: Target, direct: Target
+) -> tuple[dict[str, object], dict[str, object]]:
     figures: dict[str, object] = {f"{s}_c{c}": ratio(ours.rates[s, c], bare.rates[s, c]) for s, c in keys}
+    figures |= {f"{s}_p99_c{c}": ratio(ours.p99_ms[s, c], bare.p99_ms[s, c]) for s, c in keys}
     if ("https", 16) in keys:
-        figures["p99_c16"] = ratio(ours.p99_ms["https", 16], bare.p99_ms["https", 16])
+        figures["p99_c16"] = figures["https_p99_c16"]
     detail: dict[str, object] = {
-        "seconds": arguments.seconds,
-        "rounds": arguments.rounds,
         "requests_recorded": ours.requests,
         "requests_per_second": {
             f"{s}_c{c}": {t.name: [round(rate) for rate in t.rates[s, c]] for t in (ours, bare, direct)}
@@ -331,8 +368,9 @@ def report(
         "cpu_ms_per_request": {
             f"{s}_c{c}": {t.name: round(median(t.cpu_ms[s, c]), 3) for t in (ours, bare)} for s, c in keys
         },
+        "cpu_ratio": {f"{s}_c{c}": ratio(ours.cpu_ms[s, c], bare.cpu_ms[s, c]) for s, c in keys},
     }
-    finish("capture", figures, detail=detail, packages=PACKAGES)
+    return figures, detail
 
 
 if __name__ == "__main__":
