@@ -4,12 +4,16 @@ import asyncio
 import sys
 from pathlib import Path
 
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 from h11._receivebuffer import ReceiveBuffer
 
 from megido_capture.framing import head_flaw
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFailed
 from tests.integration.capture.harness import ROOT, Proxy, curl, flows, run
+from tests.integration.capture.test_slow_clients import secured
 from tests.integration.capture.upstream import Upstream
 
 pytestmark = pytest.mark.timeout(90)
@@ -117,6 +121,52 @@ async def test_an_extension_goes_no_further(proxy: Proxy, upstream: Upstream) ->
     )
     answer = await answer_to(proxy, head % upstream.port + b'5;ext="a;b"\r\nhello\r\n0;x\r\n\r\n')
     assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"hello") and b"ext" not in answer
+
+
+H2_FIELDS = {
+    "a CR LF in a value": (b"x", b"a\r\nx-smuggled: 1"),
+    "an LF in a value": (b"x", b"a\nx-smuggled: 1"),
+    "a CR LF in a name": (b"x\r\nx-smuggled", b"1"),
+    "a colon in a name": (b"x-smuggled: 1", b"1"),
+    "an upper case name": (b"X-Smuggled", b"1"),
+    "a connection field": (b"transfer-encoding", b"chunked"),
+    "another length": (b"content-length", b"3"),
+    "a second path": (b":path", b"/smuggled"),
+    "a NUL in a value": (b"x-smuggled", b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", H2_FIELDS)
+async def test_http2_fields_that_http1_would_take_apart(proxy: Proxy, upstream_tls: Upstream, name: str) -> None:
+    config = h2.config.H2Configuration(
+        client_side=True, header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False
+    )
+    client = h2.connection.H2Connection(config)
+    client.initiate_connection()
+    fields = [(b":method", b"POST"), (b":path", b"/echo"), (b":scheme", b"https"), (b":authority", b"localhost")]
+    client.send_headers(1, [*fields, H2_FIELDS[name]])
+    client.send_data(1, b"hello", end_stream=True)
+    reader, writer = await secured(proxy, upstream_tls.port, "h2")
+    writer.write(client.data_to_send())
+    while not await _refused_by(client, reader):
+        pass
+    writer.close()
+    assert upstream_tls.seen == []
+    found = await proxy.until(lambda events: any(hasattr(event, "failure") for event in events))
+    [event] = [event for event in found if hasattr(event, "failure")]
+    assert event.failure.error_type is ErrorType.PROTOCOL_ERROR
+
+
+async def _refused_by(client: h2.connection.H2Connection, reader: asyncio.StreamReader) -> bool:
+    """Whether the stream or the connection was ended; no response may come."""
+    data = await asyncio.wait_for(reader.read(65536), 20)
+    for event in client.receive_data(data):
+        if isinstance(event, h2.events.ResponseReceived):
+            assert dict(event.headers or ())[b":status"] == b"400"
+            return True
+        if isinstance(event, h2.events.StreamReset | h2.events.ConnectionTerminated):
+            return True
+    return not data
 
 
 def test_a_clean_head_has_no_flaw() -> None:
