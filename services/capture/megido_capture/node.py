@@ -36,6 +36,7 @@ from megido_capture.gate import AddressGate
 from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Config, Figures, Heartbeat
 from megido_capture.httpmend import mend, stop_mending
+from megido_capture.interim import skip_interim, stop_skipping
 from megido_capture.lastgood import LastKnownGood
 from megido_capture.limits import Limits
 from megido_capture.liveconfig import LiveConfiguration, Start
@@ -215,6 +216,7 @@ class Node:
         self._recovery: threading.Thread | None = None
         self._drain: Drain | None = None
         observe(self.websockets)
+        skip_interim()
         guard_heads(self.connections, self.limits.head_begun)
         mend(self.connections)
         connected = OpenConnections(proxyserver)
@@ -298,6 +300,7 @@ class Node:
         stop_mending()
         stop_guarding()
         stop_controlling()
+        stop_skipping()
         if self._forwarder is not None:
             await asyncio.to_thread(self._forwarder.stop)
 
