@@ -227,7 +227,7 @@ class Cluster:
             self.nodes[number] = Node(data / str(number), port=port, jars=jars, cluster_id=cluster_id, more=more)
         self.bootstrap = ",".join(node.bootstrap for node in self.nodes.values())
 
-    def start(self, *, timeout: float = START_SECONDS) -> None:
+    def start(self, *, timeout: float = 2 * START_SECONDS) -> None:
         """Returns when all three answer clients. Raises KafkaError."""
         with ThreadPoolExecutor(len(self.nodes)) as pool:  # formatting takes a second of Java each
             list(pool.map(Node.prepare, self.nodes.values()))

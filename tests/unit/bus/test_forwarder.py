@@ -13,7 +13,7 @@ import pytest
 from megido_shared.bus import forwarder
 from megido_shared.bus.base import Outgoing
 from megido_shared.bus.forwarder import Forwarder, Metrics
-from megido_shared.bus.local import Journal
+from megido_shared.bus.local import Journal, LocalBus
 from megido_shared.bus.local.groups import free_limit
 from megido_shared.bus.topics import FLOWS
 from megido_shared.datadir import DataDir
@@ -154,3 +154,18 @@ async def test_on_a_full_disk_acknowledgements_are_written_over_the_old_ones(
     stop.set()
     await asyncio.wait_for(working, 30)
     journal.close()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_an_ordered_producer_is_spent_after_a_failure(ordered: bool, tmp_path: Path) -> None:
+    bus = LocalBus(DataDir(tmp_path / "data"))
+    producer = await bus.producer("writer", ordered=ordered)
+    await producer.append([Outgoing(FLOWS.name, b"k", b"one")])
+    with pytest.raises(Unavailable, match="too_large"):
+        await producer.append([Outgoing(FLOWS.name, b"k", bytes(17 << 20))])
+    if ordered:
+        with pytest.raises(Unavailable, match="before this one failed"):
+            await producer.append([Outgoing(FLOWS.name, b"k", b"two")])
+    else:
+        await producer.append([Outgoing(FLOWS.name, b"k", b"two")])
+    await producer.close()
