@@ -20,6 +20,8 @@ DEFAULT_MAX_CLIENTS = 2000
 """Far above what browsers and scanners of a team open, below what memory and 4,096 open files hold (two each)."""
 DEFAULT_MAX_MESSAGE = 1 << 20
 MAX_TEXT = 32_768
+MAX_SECRET = 1_024
+"""A header with a much longer one would be refused."""
 
 type Kind = Literal["flag", "number", "text", "networks", "names", "secret", "folder"]
 
@@ -128,8 +130,11 @@ def check_value(name: str, value: bool | int | str) -> None:
 
 
 def _check_text(name: str, kind: Kind, value: str) -> None:
-    if len(value) > MAX_TEXT:
-        raise Invalid(name, f"must not be longer than {MAX_TEXT} characters")
+    longest = MAX_SECRET if kind == "secret" else MAX_TEXT
+    if len(value) > longest:
+        raise Invalid(name, f"must not be longer than {longest} characters")
+    if name == "auth_username" and ":" in value:
+        raise Invalid(name, "must not contain ':', which ends the user name of Basic credentials (RFC 7617)")
     if any(ord(character) < 32 or ord(character) == 127 for character in value):
         raise Invalid(name, "must not contain control characters")
     match kind:

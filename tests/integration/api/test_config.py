@@ -136,6 +136,8 @@ async def test_secrets_are_hashed_never_shown_and_removed_by_an_empty_one(api: A
         ({"max_body_size": 1 << 63}, "max_body_size", ""),
         ({"logging_enabled": "yes"}, "logging_enabled", ""),
         ({"auth_username": "a\r\nb"}, "auth_username", "control"),
+        ({"auth_username": "a:b"}, "auth_username", "RFC 7617"),
+        ({"auth_token": "x" * 1025}, "auth_token", "1024"),
         ({"auth_enabled": True}, "auth_enabled", "auth_password or auth_token"),
         ({"log_directory": "../x"}, "log_directory", "'..'"),
         ({"passthrough_hosts": "a b"}, "passthrough_hosts", "'a b'"),

@@ -157,7 +157,7 @@ def test_a_service_s_own_refusal_is_shown(stack: Stack) -> None:
     ports = ("--proxy-port", stack.proxy_port, "--api-port", stack.api_port)
     done = run_up(stack.root, "--data-dir", stack.data_dir, *ports, "--auth-required")
     assert done.returncode == 2
-    assert "capture cannot start: auth_required is set but auth_token is empty" in done.stderr
+    assert "capture cannot start: auth_required is set but there is nothing to compare with" in done.stderr
     assert not processes(stack)
 
 
