@@ -128,6 +128,7 @@ COMMANDS = {
     "megido migrate": ("megido", "migrate"),
     "megido list": ("megido", "list"),
     "megido search": ("megido", "search"),
+    "megido errors": ("megido", "errors"),
     "megido show": ("megido", "show"),
     "megido replay": ("megido", "replay"),
     "megido replay-range": ("megido", "replay-range"),

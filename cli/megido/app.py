@@ -185,6 +185,22 @@ def search(
 
 
 @app.command()
+def errors(
+    *,
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 20,
+    error_type: Annotated[str, typer.Option("--type", help="SSL_ERROR, TIMEOUT, …")] = "",
+    source_ip: Annotated[str, typer.Option(help="The client's address.")] = "",
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """List errors, newest first: failed requests, and what failed before there was one."""
+    from megido.errors import list_errors  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return list_errors(client, limit=limit, error_type=error_type, source_ip=source_ip, as_json=as_json)
+
+
+@app.command()
 def show(
     request_id: Annotated[str, typer.Argument(help="An id or a flow_id.")],
     api_url: ApiUrl = "",

@@ -72,6 +72,17 @@ class Detail(TypedDict):
     error: NotRequired[dict[str, str] | None]
 
 
+class ListedError(TypedDict):
+    id: int
+    error_type: str
+    error_message: str
+    url: str
+    source_ip: str
+    timestamp: str
+    request_id: int | None
+    stack_trace: str
+
+
 class Replayed(TypedDict):
     """`deviations`: how the request that was sent differs from the original."""
 
@@ -137,6 +148,18 @@ class Client:
             cursor = page.get("next_cursor")
             if not cursor:
                 return
+
+    def each_error(self, **filters: Any) -> Iterator[ListedError]:
+        """All errors that match, newest first, fetched page by page as they are consumed. Filters: error_type,
+        source_ip."""
+        query = {name: _text(value) for name, value in filters.items() if value not in (None, "")}
+        query["limit"] = str(_PAGE)
+        while True:
+            page = self._get("/proxy/api/errors/list/", query)
+            yield from page["errors"]
+            if not page.get("next_cursor"):
+                return
+            query["cursor"] = page["next_cursor"]
 
     def request(self, reference: int | str) -> Detail:
         """One request with its response, by id or flow_id."""

@@ -50,7 +50,7 @@ def _row(request: Listed) -> list[str]:
     mark = " (replay)" if request["is_replay"] else ""
     return [
         str(request["id"]),
-        _clock(request["timestamp"]),
+        clock(request["timestamp"]),
         request["method"],
         str(request["status_code"] or "-"),
         _ms(request["response_time"]),
@@ -61,7 +61,7 @@ def _row(request: Listed) -> list[str]:
     ]
 
 
-def _clock(timestamp: str) -> str:
+def clock(timestamp: str) -> str:
     """In the reader's own time zone; as it is when that would be in the year 0 or 10000."""
     try:
         return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -101,7 +101,7 @@ def _request_lines(detail: Detail) -> Iterator[str]:
     yield f"URL       {safe_line(detail['url'])}"
     yield f"Method    {safe_line(detail['method'])}"
     yield f"Protocol  {safe_line(detail['protocol'])}"
-    yield f"Time      {_clock(detail['timestamp'])}"
+    yield f"Time      {clock(detail['timestamp'])}"
     yield f"Source    {safe_line(detail['source_ip'])}"
     yield f"Agent     {safe_line(detail['user_agent'])}"
     yield f"Size      {detail['request_size']} bytes"

@@ -175,8 +175,22 @@ def test_upstream_refuses_a_tunnel(stack: Stack, refused_port: int) -> None:
     assert answer.stdout == "502"
     found = until(lambda: errors_of(stack, place), f"the error for {place}")
     assert [(error["error_type"], error["request_id"]) for error in found] == [("CONNECTION_RESET", None)]
+    assert (found[0]["url"], found[0]["source_ip"]) == (f"https://{place}/", "127.0.0.1")
     stack.wait_for_log("errors", place)
     assert stack.requests(place) == []
+
+
+def test_client_that_does_not_trust_us(stack: Stack, site: Site, upstream_ca_file: Path) -> None:
+    place = f"localhost:{site.https_port}"
+    known = len(errors_of(stack, place))
+    answer = stack.curl("--cacert", str(upstream_ca_file), "--capath", "/dev/null", f"https://{place}/", check=False)
+    assert answer.returncode == 60, answer
+    until(lambda: len(errors_of(stack, place)) > known, f"the error for {place}")
+    error = errors_of(stack, place)[0]
+    assert (error["error_type"], error["request_id"]) == ("SSL_ERROR", None)
+    assert (error["url"], error["source_ip"]) == (f"https://{place}/", "127.0.0.1")
+    assert "--passthrough-hosts localhost" in error["error_message"]
+    assert place in stack.run("errors", "--type", "ssl_error", "--api-url", stack.api).stdout
 
 
 def test_upstream_times_out(stack: Stack) -> None:

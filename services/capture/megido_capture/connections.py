@@ -173,7 +173,7 @@ class Connections:
     def broken_request(self, conn: connection.Client, message: str) -> None:
         """What ended the client's open flow, however its end is told."""
         for state in self._registry.client(conn).flows.values():
-            state.cut = state.cut or Cause(ErrorType.PROTOCOL_ERROR, message)
+            state.cut = state.cut or cause_of_message(message)
 
     def _end(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
         state = self._registry.client(conn)

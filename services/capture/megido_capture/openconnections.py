@@ -39,6 +39,7 @@ class OpenConnections:
         handler = self._proxyserver.connections.get(flow.client_conn.id)
         transport = handler.transports.get(flow.server_conn) if handler else None
         reader = transport.reader if transport else None
+        reader = getattr(reader, "_inner", reader)  # the fast path stands in front of the stream's own
         return isinstance(reader, asyncio.StreamReader) and isinstance(reader.exception(), ConnectionError)
 
     def of_client(self, address: tuple[str, int]) -> Iterator[ConnectionHandler]:

@@ -278,6 +278,12 @@ def curling(*arguments: str, most: float = 25) -> Client:
     return go
 
 
+async def distrusting(place: Place) -> str:
+    """curl that trusts somebody else, and neither us nor the server."""
+    with trustme.CA().cert_pem.tempfile() as path:
+        return await curling("--cacert", path, "--capath", "/dev/null")(place)
+
+
 @contextlib.asynccontextmanager
 async def dialled(
     place: Place, alpn: str = "http/1.1"

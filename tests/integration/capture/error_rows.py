@@ -15,6 +15,7 @@ from tests.integration.capture.breakage import (
     black_hole,
     certified,
     curling,
+    distrusting,
     expired,
     h2_bad_frame,
     h2_cancels_stream,
@@ -89,6 +90,8 @@ class Row:
     """Bytes of the request body that the record has."""
     response: int = 0
     trace: bool = False
+    says: str = ""
+    """Part of the message."""
     options: tuple[str, ...] = ()
     """Flags of the proxy."""
 
@@ -100,18 +103,38 @@ class Row:
 
 ROWS = (
     # The server cannot be reached.
-    Row("the server refuses the connection", RESET, UNREACHED, nobody, trace=True),
+    Row("the server refuses the connection", RESET, UNREACHED, nobody, trace=True, says="Connect call failed"),
     Row("the server's name does not resolve", DNS, UNREACHED, unknown_name, trace=True),
-    Row("no connection within `connection_timeout`", TIMEOUT, UNREACHED, black_hole),
+    Row(
+        "no connection within `connection_timeout`",
+        TIMEOUT,
+        UNREACHED,
+        black_hole,
+        says="no connection within 3 seconds",
+    ),
     # TLS with the server.
-    Row("the server's TLS handshake takes longer than `connection_timeout`", TIMEOUT, NO_TLS, silent),
-    Row("the server speaks no TLS", SSL, NO_TLS, without_tls),
-    Row("the server's certificate has expired", SSL, NO_TLS, certified(expired)),
-    Row("the server's certificate is self-signed", SSL, NO_TLS, certified(self_signed)),
-    Row("the server's certificate is for another host", SSL, NO_TLS, certified(wrong_host)),
-    Row("the server's certificate is from an unknown authority", SSL, NO_TLS, certified(unknown_authority)),
+    Row(
+        "the server's TLS handshake takes longer than `connection_timeout`",
+        TIMEOUT,
+        NO_TLS,
+        silent,
+        says="no TLS handshake within 3 seconds",
+    ),
+    Row("the server speaks no TLS", SSL, NO_TLS, without_tls, says="does not speak TLS"),
+    Row("the server's certificate has expired", SSL, NO_TLS, certified(expired), says="expired"),
+    Row("the server's certificate is self-signed", SSL, NO_TLS, certified(self_signed), says="self-signed"),
+    Row("the server's certificate is for another host", SSL, NO_TLS, certified(wrong_host), says="name mismatch"),
+    Row(
+        "the server's certificate is from an unknown authority",
+        SSL,
+        NO_TLS,
+        certified(unknown_authority),
+        says="unable to get local issuer",
+    ),
     # The server goes.
-    Row("the server sends nothing for `transfer_timeout`", TIMEOUT, BAD_ANSWER | {"h2": "502"}),
+    Row(
+        "the server sends nothing for `transfer_timeout`", TIMEOUT, BAD_ANSWER | {"h2": "502"}, says="transfer_timeout"
+    ),
     Row("the server closes without an answer", RESET, BAD_ANSWER, speaks(says())),
     Row(
         "the server resets the connection before its answer",
@@ -191,8 +214,9 @@ ROWS = (
         SSL,
         {"https": "closed", "h2": "closed"},
         fine,
-        curling("--cacert", "/dev/null", "--capath", "/dev/null"),
+        distrusting,
         flow=False,
+        says="does not trust",
     ),
     Row(
         "the client leaves within its hello", SSL, {"https": "closed"}, fine, in_tunnel(hello("localhost")[:60]), False

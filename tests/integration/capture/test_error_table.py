@@ -51,6 +51,7 @@ async def test_error(impatient: Starter, authority: trustme.CA, row: Row, over: 
         assert not event.success
         return
     assert (event.failure.error_type, bool(event.failure.stack_trace)) == (row.error, row.trace), event.failure
+    assert row.says in event.failure.message
     assert "secret" not in event.failure.message and event.failure.message
     if isinstance(event, FlowFailed):
         assert (event.request.host, event.request.port) == (host, port)
