@@ -37,4 +37,5 @@ def poll(url: str) -> None:
 
 
 def contexts() -> list[ssl.SSLContext]:
-    return [found for found in gc.get_objects() if isinstance(found, ssl.SSLContext)]
+    # `type`, not `isinstance`: the latter asks the target of each weak proxy, which may be gone.
+    return [found for found in gc.get_objects() if issubclass(type(found), ssl.SSLContext)]
