@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Concatenate, Protocol
 
 logger = logging.getLogger(__name__)
@@ -49,4 +50,14 @@ def contained[S: Counting, **P](hook: Callable[Concatenate[S, P], Any]) -> Calla
         except Exception as error:  # noqa: BLE001 - proxied traffic must not depend on what captures it
             self.counters.hook_failed(name, error)
 
+    run.contains = hook  # type: ignore[attr-defined]
     return run
+
+
+def uncontained(hook: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[Exception], None] | None]:
+    """What a bound hook calls, and what takes its errors, for a caller that has a `try` of its own. None: whatever the
+    hook raises is the caller's."""
+    inner, owner = getattr(hook, "contains", None), getattr(hook, "__self__", None)
+    if inner is None or owner is None:
+        return hook, None
+    return MethodType(inner, owner), functools.partial(owner.counters.hook_failed, inner.__name__)

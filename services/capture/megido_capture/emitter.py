@@ -7,7 +7,8 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from megido_shared import events, ids
-from megido_shared.events import AnyEvent, Body, BodyChunk
+from megido_shared.bus.topics import FLOWS
+from megido_shared.events import AnyEvent, Body, BodyChunk, FlowCompleted
 
 MAX_INLINE = 800_000
 """Bytes of bodies in one record. With its headers a record stays under 900 KB."""
@@ -70,6 +71,8 @@ class Emitter:
         return stamp
 
     def write(self, event: AnyEvent) -> bool:
+        if type(event) is FlowCompleted:  # nearly all are
+            return self.journal.append(FLOWS.name, event.flow_id, events.encode(event), event.seq)
         return self.journal.append(events.topic_of(event).name, events.key_of(event), events.encode(event), event.seq)
 
     def chunk(self, flow_id: bytes, side: Side, index: int, data: bytes, time_us: int) -> bool:

@@ -15,17 +15,22 @@ from mitmproxy.utils import asyncio_utils
 
 from megido_capture import fastpath
 from megido_capture.addon import MegidoAddon
+from megido_capture.counters import uncontained
 from megido_capture.onboarding import Onboarding
 from megido_shared.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 
+type Function = tuple[Callable[..., Any], Callable[[Exception], None] | None]
+"""What a hook calls, and what takes its errors instead of the log."""
+
+
 class Dispatcher(addonmanager.AddonManager):
     """Calls exactly the functions that a hook has, found once; mitmproxy's own walks every addon for every hook."""
 
     def __init__(self, owner: master.Master) -> None:
-        self._functions: dict[str, list[Callable[..., Any]]] = {}
+        self._functions: dict[str, list[Function]] = {}
         super().__init__(owner)  # type: ignore[no-untyped-call]
 
     def add(self, *addons: object) -> None:
@@ -48,34 +53,38 @@ class Dispatcher(addonmanager.AddonManager):
         functions = self._functions.get(name)
         if functions is None:
             functions = self._functions[name] = self._find(name)
-        for index, function in enumerate(functions):
+        for index, (function, failed) in enumerate(functions):
             try:
                 result = function(subject)
-            except exceptions.AddonHalt:
-                return None
             except Exception as error:
-                logger.exception("hook %s failed: %s", name, type(error).__name__)
+                if failed is not None:
+                    failed(error)
+                elif isinstance(error, exceptions.AddonHalt):
+                    return None
+                else:
+                    logger.exception("hook %s failed: %s", name, type(error).__name__)
                 continue
             if result is not None and inspect.isawaitable(result):
                 return self._go_on(name, subject, result, functions[index + 1 :])
         return None
 
-    async def _go_on(
-        self, name: str, subject: Any, result: Awaitable[Any], functions: list[Callable[..., Any]]
-    ) -> None:
-        for function in (None, *functions):
+    async def _go_on(self, name: str, subject: Any, result: Awaitable[Any], functions: list[Function]) -> None:
+        for function, failed in ((None, None), *functions):
             try:
                 result = result if function is None else function(subject)
                 if result is not None and inspect.isawaitable(result):
                     await result
-            except exceptions.AddonHalt:
-                return
             except Exception as error:
-                logger.exception("hook %s failed: %s", name, type(error).__name__)
+                if failed is not None:
+                    failed(error)
+                elif isinstance(error, exceptions.AddonHalt):
+                    return
+                else:
+                    logger.exception("hook %s failed: %s", name, type(error).__name__)
 
-    def _find(self, name: str) -> list[Callable[..., Any]]:
+    def _find(self, name: str) -> list[Function]:
         found = (getattr(addon, name, None) for top in self.chain for addon in addonmanager.traverse([top]))
-        return [function for function in found if callable(function)]
+        return [uncontained(function) for function in found if callable(function)]
 
 
 def _second_signal() -> asyncio.Event:

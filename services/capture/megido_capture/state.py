@@ -206,4 +206,5 @@ class Registry:
 
 
 def _us(seconds: float) -> int:
-    return max(0, round(seconds * 1_000_000))
+    us = int(seconds * 1_000_000 + 0.5)
+    return us if us > 0 else 0

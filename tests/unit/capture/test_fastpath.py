@@ -13,6 +13,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow, tutils
 
 from megido_capture import fastpath
+from megido_capture.counters import Counters, contained
 from megido_capture.fastpath import layers, messages
 from megido_capture.master import Dispatcher
 
@@ -152,6 +153,7 @@ def test_get(name: str | bytes) -> None:
     headers = http.Headers(FIELDS)
     values = messages.get_all(headers, name)
     assert messages.get(headers, name, "default") == (", ".join(values) if values else "default")
+    assert messages.contains(headers, name) is bool(values)
 
 
 def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -166,6 +168,7 @@ class Hooks:
 
     def __init__(self) -> None:
         self.called: list[str] = []
+        self.counters = Counters()
 
     def plain(self, data: Any) -> None:
         self.called.append("plain")
@@ -180,6 +183,11 @@ class Hooks:
 
     def returns_one_that_waits(self, data: Any) -> Any:
         return self.waits(data)
+
+    @contained
+    def contained(self, data: Any) -> None:
+        self.called.append("contained")
+        raise exceptions.AddonHalt  # even this one is only counted
 
     def halts(self, data: Any) -> None:
         raise exceptions.AddonHalt
@@ -197,6 +205,7 @@ class Hooks:
         (["plain", "waits", "fails", "waits", "plain"], ["plain", "waits", "fails", "waits", "plain"], True),
         (["returns_one_that_waits", "halts", "plain"], ["waits"], True),
         (["waits_and_halts", "plain"], [], True),
+        (["contained", "waits", "contained"], ["contained", "waits", "contained"], True),
         ([], [], False),
     ],
 )
@@ -207,4 +216,4 @@ async def test_functions_of_a_hook(functions: list[str], called: list[str], wait
     assert (pending is not None) is waited
     if pending is not None:
         await pending
-    assert hooks.called == called
+    assert hooks.called == called and hooks.counters["hook_errors:contained"] == called.count("contained")

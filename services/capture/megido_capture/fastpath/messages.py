@@ -4,7 +4,7 @@ mitmproxy's own function, which decides."""
 import re
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import uuid_utils
 from mitmproxy import flow, http
@@ -30,6 +30,7 @@ def replace() -> None:
     http.MessageData.__post_init__ = _unchecked  # type: ignore[method-assign]
     http.Headers.get_all = get_all  # type: ignore[method-assign]
     http.Headers.get = get  # type: ignore[method-assign,assignment]
+    http.Headers.__contains__ = contains  # type: ignore[method-assign,assignment]
     read._read_request_line = read_request_line
     http1.expected_http_body_size = layers.expected_http_body_size = body_size  # type: ignore[attr-defined]
     http1.connection_close = connection_close
@@ -57,6 +58,16 @@ def get(self: http.Headers, key: str | bytes, default: Any = None) -> Any:
     """`Headers.get`, without an exception for what is not there."""
     values = get_all(self, key)
     return ", ".join(values) if values else default
+
+
+def contains(self: http.Headers, key: object) -> bool:
+    """`name in headers`, likewise. `key` is str or bytes."""
+    wanted = (key.encode("utf-8", "surrogateescape") if isinstance(key, str) else cast("bytes", key)).lower()
+    length = len(wanted)
+    for name, _ in self.fields:  # noqa: SIM110 - a generator costs more than the loop
+        if len(name) == length and name.lower() == wanted:
+            return True
+    return False
 
 
 @lru_cache(maxsize=1024)
