@@ -11,6 +11,7 @@ import pytest
 from megido_capture.limits import IDLE
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, NodeStatus
 from tests.integration.capture.harness import Proxy, capture, curl, flows, mitm, read_events
+from tests.integration.capture.inprocess import inside
 from tests.integration.capture.upstream import Upstream
 
 
@@ -83,6 +84,15 @@ async def test_addresses_networks_and_ports(
     async with capture(tmp_path / "data", "--passthrough-hosts", hosts) as proxy:
         code, _ = await pinned(proxy, f"https://localhost:{upstream_tls.port}/plain", trusted)
     assert (code == 0) is through
+
+
+async def test_the_list_changes_while_it_runs(tmp_path: Path, upstream_tls: Upstream, trusted: str) -> None:
+    url = f"https://localhost:{upstream_tls.port}/plain"
+    async with inside(tmp_path / "data") as proxy:
+        for hosts, code in (("", 60), ("localhost", 0), ("", 60)):
+            proxy.apply(passthrough_hosts=hosts)
+            answer = await curl(proxy, url, "--cacert", trusted, "--capath", "/dev/null")
+            assert answer.code == code
 
 
 async def test_inside_mitmdump(tmp_path: Path, upstream_tls: Upstream, trusted: str) -> None:
