@@ -4,6 +4,7 @@ Hooks are plain functions; only when a hash has to be computed do they return so
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
@@ -225,7 +226,13 @@ def check_listeners(settings: CaptureSettings, modes: list[str], listen_host: st
                     f"refusing to listen on {host} without authentication; "
                     "set auth_required and auth_token, or allow_open_proxy if you mean it"
                 )
-            logger.warning("listening on %s without authentication: anybody who reaches it may use this proxy", host)
+            _warn_open(host)
+
+
+@functools.lru_cache(64)
+def _warn_open(host: str) -> None:
+    """Once: the same is checked again with every configuration."""
+    logger.warning("listening on %s without authentication: anybody who reaches it may use this proxy", host)
 
 
 def _take(headers: http.Headers) -> str | None:
