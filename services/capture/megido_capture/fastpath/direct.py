@@ -51,8 +51,8 @@ class Throttle:
         return bool(self._full)
 
     def hold(self, transport: asyncio.Transport) -> None:
+        transport.pause_reading()  # also when it is held: somebody else may have let it go on
         if transport not in self._held:
-            transport.pause_reading()
             self._held.append(transport)
 
     def full(self, writer: "_Protocol") -> None:
@@ -93,6 +93,8 @@ class Reader(asyncio.StreamReader):
         streams = transport.get_protocol()
         self._direct = direct = _Protocol(self._handler, self._connection, transport, streams)
         transport.set_protocol(direct)
+        if getattr(streams, "_paused", False):
+            self._handler.throttle.full(direct)  # what was written before we came will not be told again
         try:
             await direct.ended
         except asyncio.CancelledError:
