@@ -61,10 +61,7 @@ class Heartbeat:
 
     def beat(self, state: State) -> None:
         config = self._config()
-        journal = self._emitter.journal
-        dropped = {f"dropped:{reason}": count for reason, count in journal.drops.items()}
-        dropped |= {"dropped": journal.dropped, "dropped_terminal": journal.dropped_terminal}
-        counters = {**self._counters, **dropped}
+        counters = {**self._counters, **self._emitter.journal.figures()}
         self._emitter.write(
             NodeStatus(
                 **self._emitter.stamp(self._clock.time_us()),

@@ -195,8 +195,8 @@ async def _beat(parts: Parts, ops: OpsServer) -> None:
 
 
 def _status(parts: Parts) -> dict[str, object]:
-    dropped = {"dropped": parts.journal.dropped, "dropped_terminal": parts.journal.dropped_terminal}
-    return {"version": version("megido"), "pid": os.getpid(), "counters": dropped | parts.metrics.counts}
+    counters = parts.journal.figures() | parts.metrics.counts
+    return {"version": version("megido"), "pid": os.getpid(), "counters": counters}
 
 
 def _ops(metrics: Metrics, health: Health, port: int) -> OpsServer:

@@ -55,3 +55,5 @@ TOPICS = (
 BY_NAME = {topic.name: topic for topic in TOPICS}
 INGESTED = (FLOWS, WEBSOCKET, ERRORS, AUTH, NODES)
 """What ingest stores. Everything else is a notification or a copy for other readers."""
+COUNTED = frozenset(topic.name for topic in (FLOWS, WEBSOCKET, ERRORS, AUTH))
+"""What holds the records that accounting counts."""

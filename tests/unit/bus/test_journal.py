@@ -202,6 +202,44 @@ def test_a_heartbeat_tells_the_next_life_of_numbers_whose_records_were_dropped(d
         journal.close()
 
 
+def test_what_was_dropped_is_known_after_a_restart_and_its_numbers_are_not_given_again(data: DataDir) -> None:
+    journal = Journal.open(data, "capture", cap_bytes=10 * RECORD)
+    assert fill(journal, 15) == 10
+    figures = journal.figures()
+    assert (figures["dropped_terminal"], figures["dropped_terminal:cap"]) == (5, 5)
+    journal.close()
+    for drops in (7, 9):  # a start without drops of its own forgets none
+        journal = Journal.open(data, "capture", cap_bytes=10 * RECORD)
+        assert fill(journal, 2) == 0
+        assert journal.last_seq == 10 + drops
+        assert (journal.dropped, journal.dropped_terminal) == (2, drops)
+        journal.close()
+
+
+def test_damaged_counts_of_drops_do_not_keep_a_node_from_starting(data: DataDir) -> None:
+    journal = Journal.open(data, "capture", cap_bytes=10 * RECORD)
+    fill(journal, 15)
+    journal.close()
+    (data.bus / "capture-0" / "drops").write_bytes(b"\0\0")
+    journal = Journal.open(data, "capture")
+    assert (journal.last_seq, journal.dropped_terminal) == (10, 0)
+    journal.close()
+
+
+def test_figures_say_what_no_reader_is_done_with(data: DataDir) -> None:
+    journal = Journal.open(data, "capture")
+    fill(journal, 3)
+    fill(journal, 1, "megido.replay.results")
+    assert journal.figures()["journal_waiting"] == 3 * RECORD, "nobody reads"
+    group = Group(data, "ingest")
+    group.pin([T])
+    group.write_ack(Stream(journal.epoch.hex(), T, 0), RECORD)
+    assert journal.figures()["journal_waiting"] == 2 * RECORD
+    group.write_ack(Stream(journal.epoch.hex(), T, 0), 3 * RECORD)
+    assert journal.figures()["journal_waiting"] == 0
+    journal.close()
+
+
 def test_too_large_and_closed_are_drops_with_their_reason(data: DataDir) -> None:
     journal = Journal.open(data, "capture")
     assert not journal.append(T, bytes(70_000), b"")

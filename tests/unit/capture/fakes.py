@@ -17,7 +17,6 @@ class MemoryJournal:
     node: str = "capture-0"
     epoch: bytes = bytes(16)
     dropped: int = 0
-    dropped_terminal: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     used_bytes: int = 0
     cap_bytes: int = 1 << 30
@@ -25,6 +24,9 @@ class MemoryJournal:
     sizes: list[int] = field(default_factory=list)
     broken: bool = False
     last_seq: int = 0
+
+    def figures(self) -> dict[str, int]:
+        return {"dropped": self.dropped, **{f"dropped:{reason}": count for reason, count in self.drops.items()}}
 
     def next_seq(self) -> int:
         self.last_seq += 1

@@ -23,6 +23,7 @@ import msgspec
 from megido_shared import events, ids
 from megido_shared.bus.base import Record, Stream
 from megido_shared.bus.local import groups, locks
+from megido_shared.bus.local.drops import Drops
 from megido_shared.bus.local.files import make_dir, sync_dir
 from megido_shared.bus.local.segments import (
     MAX_KEY_BYTES,
@@ -35,7 +36,7 @@ from megido_shared.bus.local.segments import (
     pack,
     scan,
 )
-from megido_shared.bus.topics import NODES
+from megido_shared.bus.topics import COUNTED, NODES
 from megido_shared.datadir import DataDir
 from megido_shared.errors import ConfigurationError
 
@@ -79,10 +80,9 @@ class Journal:
         """May be changed while others append."""
         self.dropped = 0
         """Records that were not written, for whatever reason."""
-        self.dropped_terminal = 0
-        """Those of them that accounting counts (seq > 0)."""
         self.drops: Counter[str] = Counter()
         """`dropped` by reason, one of DROP_REASONS."""
+        self._drops_terminal = Drops(slot)
         self.sync_errors = 0
         self._data_dir = data_dir
         self._slot = slot
@@ -126,6 +126,31 @@ class Journal:
     def used_bytes(self) -> int:
         """The size of the slot's segments that are not freed yet."""
         return self._used
+
+    @property
+    def dropped_terminal(self) -> int:
+        """Dropped records that accounting counts (seq > 0), since the epoch began."""
+        return self._drops_terminal.reasons.total()
+
+    def figures(self) -> dict[str, int]:
+        """What a heartbeat says of its journal. `dropped` and `dropped:<reason>`: since this start, of all records.
+        `dropped_terminal` and `dropped_terminal:<reason>`: of those that accounting counts, since the epoch began.
+        `journal_waiting`: bytes of topics with such records that not every reader is done with."""
+        self._save_drops()  # what was told must outlast a kill
+        terminal = self._drops_terminal.reasons
+        return {
+            "dropped": self.dropped,
+            "dropped_terminal": terminal.total(),
+            "journal_waiting": self._waiting_bytes(),
+            **{f"dropped:{reason}": count for reason, count in self.drops.items()},
+            **{f"dropped_terminal:{reason}": count for reason, count in terminal.items()},
+        }
+
+    def _waiting_bytes(self) -> int:
+        with self._lock:
+            ends = {topic: tail.name.base + tail.size for topic, tail in self._tails.items() if topic in COUNTED}
+        epoch = self.epoch.hex()
+        return sum(max(0, end - (groups.free_limit(self._data_dir, epoch, topic) or 0)) for topic, end in ends.items())
 
     @property
     def is_nearly_full(self) -> bool:
@@ -238,6 +263,7 @@ class Journal:
         newest = [names[-1] for names in found.values()]
         self.epoch = bytes.fromhex(newest[0].epoch) if newest else ids.new_id()
         self._seq = max((max(name.seq, _last_seq(self._slot, name)) for name in newest), default=0)
+        self._seq = max(self._seq, self._drops_terminal.seq)
         self._used = 0
         self._began: dict[str, int] = {}
         for topic, names in found.items():
@@ -301,8 +327,9 @@ class Journal:
         reason = "closed" if self._closed else reason
         self._disk_failed |= reason in ("disk", "short_write")
         self.dropped += 1
-        self.dropped_terminal += seq > 0
         self.drops[reason] += 1
+        if seq > 0:
+            self._drops_terminal.add(reason, seq)
         # 1, 2, 4, 8, …: a full disk must not fill a log.
         count = self.drops[reason]
         if count & (count - 1) == 0:
@@ -316,11 +343,19 @@ class Journal:
         while not stop:
             stop = self._stopping.wait(SYNC_SECONDS)
             try:
+                self._save_drops()
                 self.sync()
                 if not stop and (self._wants_room() or time.monotonic() - last_free >= FREE_SECONDS):
                     last_free = time.monotonic()
                     self._give_back()
                     self.free()
+            except OSError as error:
+                self._count_sync_error(error)
+
+    def _save_drops(self) -> None:
+        with self._lock:
+            try:
+                self._drops_terminal.save()
             except OSError as error:
                 self._count_sync_error(error)
 
