@@ -11,7 +11,7 @@ import msgspec
 
 from megido_ingest import flows, rows, views
 from megido_ingest.packing import EPOCH_2000_US
-from megido_shared import events, ids
+from megido_shared import events, ids, redrive
 from megido_shared.bus.base import Batch, Gap, Record, Stream
 from megido_shared.db import codecs
 
@@ -38,8 +38,9 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
     events.ErrorRaised: ("error_id",),
     events.AuthAttempted: ("auth_id",),
 }
-_BAD = (ValueError, struct.error, OverflowError, msgspec.DecodeError, msgspec.ValidationError)
-"""What decoding and packing raise on bytes that no row can hold."""
+_BAD = (ValueError, struct.error, OverflowError, msgspec.DecodeError, msgspec.ValidationError, RecursionError)
+"""What decoding and packing raise on bytes that no row can hold, or that are nested too deeply to be read."""
+_LONGEST_TYPE = 100
 
 
 class BodyCache:
@@ -106,6 +107,8 @@ class Prepared:
     nodes: list[bytes] = field(default_factory=list)
     gaps: list[bytes] = field(default_factory=list)
     letters: list[bytes] = field(default_factory=list)
+    redrives: list[bytes] = field(default_factory=list)
+    """What becomes of dead letters that came again: none of them is a new one."""
     reasons: list[str] = field(default_factory=list)
     days: set[date] = field(default_factory=set)
     body_keys: list[tuple[int, bytes]] = field(default_factory=list)
@@ -183,6 +186,8 @@ class _Preparation:
             self._dead(record, _reason(error))
             return
         self._newest = max(self._newest, event.event_id)
+        if record.key.startswith(redrive.PREFIX) and (again := redrive.parse(record.key)):
+            self._redriven(record, again, "")
 
     def _take(self, event: events.AnyEvent) -> None:
         handler = self._handlers.get(type(event))
@@ -284,6 +289,9 @@ class _Preparation:
         return end
 
     def _dead(self, record: Record, reason: str) -> None:
+        if again := redrive.parse(record.key):
+            self._redriven(record, again, reason)
+            return
         stream = record.stream
         kind, node, epoch, seq, counted = _salvage(record.value)
         self._out.reasons.append(f"{stream.topic}/{stream.partition}/{record.offset}: {reason}")
@@ -291,6 +299,20 @@ class _Preparation:
             rows.LETTER.pack(
                 stream.source_id, stream.topic, stream.partition, record.offset, views.plain(kind), views.plain(reason),
                 record.key, record.value, views.key(node), epoch or _epoch_of(stream), seq, counted,
+            )
+        )  # fmt: skip
+
+    def _redriven(self, record: Record, again: redrive.Redrive, reason: str) -> None:
+        """Under the place of the dead letter, which tells the same node and epoch as when it was counted."""
+        attempt, stream, offset = again
+        kind, node, epoch, seq, counted = _salvage(record.value)
+        if reason:
+            self._out.reasons.append(f"{stream.topic}/{stream.partition}/{offset}, attempt {attempt}: {reason}")
+        self._out.redrives.append(
+            rows.REDRIVE.pack(
+                stream.source_id, stream.topic, stream.partition, offset, attempt, not reason, views.plain(kind),
+                views.plain(reason), record.key, record.value, views.key(node), epoch or _epoch_of(stream), seq,
+                counted,
             )
         )  # fmt: skip
 
@@ -423,7 +445,7 @@ def _salvage(raw: bytes) -> tuple[str, str, bytes, int, bool]:
     node, epoch, seq = found.get("node"), found.get("epoch"), found.get("seq", 0)
     known_seq = seq if isinstance(seq, int) and 0 <= seq < 1 << 63 else 0
     return (
-        str(found.get("type", "")),
+        str(found.get("type", ""))[:_LONGEST_TYPE],
         node if isinstance(node, str) else "",
         epoch if isinstance(epoch, bytes) and len(epoch) == 16 else b"",
         known_seq,

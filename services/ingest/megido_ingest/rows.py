@@ -1,4 +1,4 @@
-"""The argument types of the SQL function `ingest`, field by field. A test compares them with the database."""
+"""Argument types of the SQL functions that store a batch, field by field. A test compares them with the database."""
 
 from megido_ingest.packing import RowType
 
@@ -200,4 +200,23 @@ LETTER = _type(
     counted boolean
     """,
 )
-ALL = (POSITION, FLOW, BODY, CHUNK, MESSAGE, ERROR, AUTH, NODE, GAP, LETTER)
+REDRIVE = _type(
+    "ingest_redrive",
+    """
+    source_id text
+    topic text
+    partition integer
+    offset bigint
+    attempt integer
+    stored boolean
+    event_type text
+    reason text
+    key bytea
+    value bytea
+    node text
+    epoch uuid
+    seq bigint
+    counted boolean
+    """,
+)
+ALL = (POSITION, FLOW, BODY, CHUNK, MESSAGE, ERROR, AUTH, NODE, GAP, LETTER, REDRIVE)

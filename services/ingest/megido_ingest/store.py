@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from megido_ingest import assembly, failpoints, failures, hits, rows
 from megido_ingest.packing import Packed, RowType, array
@@ -22,6 +23,7 @@ _INGEST = (
     " %s::ingest_chunk[], %s::ingest_message[], %s::ingest_error[], %s::ingest_auth[], %s::ingest_node[],"
     " %s::ingest_gap[], %s::ingest_dead_letter[])"
 )
+_SETTLE = "SELECT * FROM settle_redrives(%s::integer, %s::ingest_redrive[])"
 _CLAIM = "SELECT * FROM claim_streams(%s::text[], %s::text[], %s::integer[])"
 _RETRY_S = 0.05
 
@@ -37,6 +39,10 @@ class Stored:
     errors: int = 0
     auth: int = 0
     letters: int = 0
+    redriven: int = 0
+    """Dead letters that are stored now."""
+    refused: int = 0
+    """Dead letters that came again and are dead letters still."""
     assembled: int = 0
     repeated: bool = False
 
@@ -101,7 +107,7 @@ class Store:
             except psycopg.Error as error:
                 prepared = await self._after(error, prepared)
         self.cache.add(prepared.body_keys, max(days) if (days := [d for d, _ in prepared.body_keys]) else 0)
-        for reason in prepared.reasons if stored.letters else ():
+        for reason in prepared.reasons if stored.letters or stored.refused else ():
             _log.warning("dead letter: %s", reason)
         return stored
 
@@ -134,11 +140,17 @@ class Store:
                 return Stored(repeated=True)
             assembled = await assembly.assemble(connection, batch, waiting) if waiting else 0
             failpoints.reach("after_assembly")
-            stored = Stored(flows, messages, errors, auth, letters, assembled)
+            redriven, refused = await self._settle(connection, prepared) if prepared.redrives else (0, 0)
+            stored = Stored(flows, messages, errors, auth, letters, redriven, refused, assembled)
             besides = await hits.counted(connection, prepared.hits)
             await commit(connection, batch, changed=stored.changed, besides=besides)
             failpoints.reach("after_commit")
             return stored
+
+    async def _settle(self, connection: psycopg.AsyncConnection[TupleRow], prepared: Prepared) -> tuple[int, int]:
+        redrives = array(self.session.oids.get(rows.REDRIVE.name, 0), prepared.redrives)
+        redriven, refused = await fetch_one(await connection.execute(_SETTLE, [self.session.shard, redrives]))
+        return redriven, refused
 
     def _arguments(self, prepared: Prepared, positions: Sequence[bytes]) -> list[int | Packed]:
         oids = self.session.oids

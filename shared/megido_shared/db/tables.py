@@ -259,8 +259,11 @@ dead_letters = Table(
     Column("reason", Text, nullable=False),
     Column("key", LargeBinary, nullable=False),
     Column("value", LargeBinary, nullable=False),
-    Column("state", Text, nullable=False, comment="new, redriven"),
+    Column("state", Text, nullable=False, comment="new, queued (on its way through ingest again), redriven, discarded"),
     Column("created_at", _time, nullable=False),
+    Column("attempts", Integer, nullable=False, comment="how often it was put through ingest again"),
+    Column("changed_by", Text, nullable=False, comment="who put it through again or discarded it"),
+    Column("changed_at", _time),
 )
 
 outbox = Table(
