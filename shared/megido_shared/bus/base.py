@@ -86,6 +86,17 @@ class Position:
     last_event_id: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a stream holds behind an offset. `behind` is in records on Kafka, in bytes on the local bus."""
+
+    behind: int
+    counted: int | None = 0
+    """Records that accounting counts (seq > 0); None when they were not looked at, or cannot be told."""
+    last_seq: int = 0
+    """The highest among them."""
+
+
 BEHIND_A_FAILURE = "an append before this one failed"
 
 type Resume = Callable[[Collection[Stream]], Awaitable[Mapping[Stream, Position]]]
@@ -161,6 +172,10 @@ class Bus(Protocol):
     def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         """First the current value of each scope that has one, then every later value as it comes. A value that
         was replaced before it was read may be skipped."""
+
+    async def backlog(self, positions: Mapping[Stream, int], *, read_bytes: int) -> Mapping[Stream, Backlog]:
+        """What every stream of the topics that ingest stores holds behind a position (none: behind its beginning).
+        Looks into the records, up to `read_bytes` in all, where that can be done. Raises Unavailable."""
 
     async def ping(self) -> None:
         """Returns when the bus can be used now; raises Unavailable with the reason."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     InvalidConfigurationError,
@@ -18,12 +19,13 @@ from aiokafka.errors import (
 )
 
 from megido_shared.bus import base
-from megido_shared.bus.base import Outgoing, Resume, Revoked
+from megido_shared.bus.base import Backlog, Outgoing, Resume, Revoked, Stream
+from megido_shared.bus.kafka.backlog import backlog
 from megido_shared.bus.kafka.client import CONNECT_SECONDS, client_options, ended, quieten, within
 from megido_shared.bus.kafka.config import ConfigTopic
 from megido_shared.bus.kafka.consumer import KafkaConsumer
 from megido_shared.bus.kafka.producer import APPEND_SECONDS, KafkaProducer
-from megido_shared.bus.topics import CONFIG, Topic
+from megido_shared.bus.topics import CONFIG, INGESTED, Topic
 from megido_shared.errors import ConfigurationError, Unavailable
 
 ADMIN_SECONDS = 20.0
@@ -121,6 +123,19 @@ class KafkaBus:
 
     def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         return self._config.watch(scopes)
+
+    async def backlog(self, positions: Mapping[Stream, int], *, read_bytes: int) -> Mapping[Stream, Backlog]:
+        """By offsets alone: the records of one node lie among those of all others."""
+        async with self._admin() as admin:
+            wanted = {self._prefix + topic.name: topic.name for topic in INGESTED}
+            existing = sorted(wanted.keys() & await _names(admin))
+            described = await within(ADMIN_SECONDS, admin.describe_topics(existing), "asking for the partitions")
+        partitions = {
+            TopicPartition(one["topic"], part["partition"]): wanted[one["topic"]]
+            for one in (described if existing else ())
+            for part in one["partitions"]
+        }
+        return await backlog(self._options, await self.source_id(), partitions, positions)
 
     async def ping(self) -> None:
         await self.cluster_id()

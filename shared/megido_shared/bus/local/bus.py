@@ -2,10 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from megido_shared.bus import base
-from megido_shared.bus.base import BEHIND_A_FAILURE, Outgoing, Resume, Revoked
+from megido_shared.bus.base import BEHIND_A_FAILURE, Backlog, Outgoing, Resume, Revoked, Stream
+from megido_shared.bus.local.backlog import backlog
 from megido_shared.bus.local.config import ConfigFiles
 from megido_shared.bus.local.consumer import LocalConsumer
 from megido_shared.bus.local.files import make_dir
@@ -99,6 +100,12 @@ class LocalBus:
 
     def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         return self._config.watch(scopes)
+
+    async def backlog(self, positions: Mapping[Stream, int], *, read_bytes: int) -> Mapping[Stream, Backlog]:
+        try:
+            return await asyncio.to_thread(backlog, self._data_dir.bus, positions, read_bytes)
+        except OSError as error:
+            raise Unavailable(f"the local bus cannot be read: {error.strerror} ({error.filename})") from error
 
     async def ping(self) -> None:
         if not os.access(self._data_dir.root, os.R_OK | os.W_OK | os.X_OK):
