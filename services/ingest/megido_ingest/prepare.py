@@ -14,6 +14,7 @@ from megido_ingest.packing import EPOCH_2000_US
 from megido_shared import events, ids, redrive
 from megido_shared.bus.base import Batch, Gap, Record, Stream
 from megido_shared.db import codecs
+from megido_shared.db.tables import UNCOUNTED
 
 type Place = tuple[Stream, int]
 """A record by stream and offset."""
@@ -269,12 +270,14 @@ class _Preparation:
         if gap.kind == "rewound":
             end.rewound = True
         stream = gap.stream
+        kind, count = gap.kind, gap.count
+        if not count and kind != "rewound":
+            kind, count = f"{kind}{UNCOUNTED}", 1  # a sum would not show that it holds one whose records nobody knows
         self._out.gaps.append(
             rows.GAP.pack(
-                stream.source_id, stream.topic, stream.partition, gap.next_offset, gap.kind, gap.count,
-                _epoch_of(stream),
+                stream.source_id, stream.topic, stream.partition, gap.next_offset, kind, count, _epoch_of(stream)
             )
-        )  # fmt: skip
+        )
 
     def _end(self, stream: Stream, next_offset: int) -> End:
         last, end = self._last

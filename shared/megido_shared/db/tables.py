@@ -236,6 +236,9 @@ counters = Table(
 responses_timed, response_time_us (the sum over those), websocket_messages, errors, errors_by_type, auth_attempts,
 auth_failures."""
 
+UNCOUNTED = "_uncounted"
+"""Behind a gap's kind in `accounting`: so many gaps, each of an unknown number of records."""
+
 accounting = Table(
     "accounting",
     metadata,
