@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from scripts.kafka import Node, free_port
 
 from megido_shared import events
@@ -191,6 +192,30 @@ async def test_a_missing_topic_is_named(fresh_kafka: Node) -> None:
     with pytest.raises(ConfigurationError, match="megido migrate"):
         await bus.consumer(GROUP, [TOPIC])
     await bus.close()
+
+
+async def test_a_topic_that_was_confirmed_is_waited_for(fresh_kafka: Node, bus: KafkaBus) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=fresh_kafka.bootstrap)
+    await admin.start()
+    # As with a broker that has not heard of it yet.
+    await admin.delete_topics([TOPIC.name])
+    async with asyncio.timeout(30):
+        while TOPIC.name in await admin.list_topics():
+            await asyncio.sleep(0.05)
+    asked = asyncio.Event()
+    topics = bus.topics
+
+    async def watched() -> frozenset[str]:
+        found = await topics()
+        asked.set()
+        return found
+
+    bus.topics = watched  # type: ignore[method-assign]
+    opening = asyncio.create_task(bus.consumer(GROUP, [TOPIC]))
+    await asyncio.wait_for(asked.wait(), 30)
+    await admin.create_topics([NewTopic(TOPIC.name, TOPIC.partitions, 1)])
+    await admin.close()
+    await (await opening).close()
 
 
 async def test_headers_are_cloud_events(kafka: str) -> None:

@@ -49,6 +49,16 @@ async def _undisturbed(url: str, items: Sequence[events.AnyEvent | bytes]) -> tu
     return found, count
 
 
+def test_the_first_to_meet_an_empty_kafka_makes_the_topics(database: str, fresh_kafka: Node, tmp_path: Path) -> None:
+    worker = IngestProcess(database, tmp_path / "data", kafka=fresh_kafka.bootstrap)
+    try:
+        worker.wait_ready()
+        assert all(topic.name in worker.output for topic in TOPICS), worker.output
+        assert worker.terminate() == 0, worker.output
+    finally:
+        worker.close()
+
+
 def test_rebalances_and_a_kill_neither_lose_nor_double(database: str, fresh_kafka: Node, tmp_path: Path) -> None:
     items = mixed_traffic(23, 900)
     expected, count = asyncio.run(_undisturbed(database, items))

@@ -17,9 +17,7 @@ from megido_ingest.monitor import watch
 from megido_ingest.store import Store
 from megido_ingest.worker import Worker
 from megido_shared import service
-from megido_shared.bus.base import Bus
 from megido_shared.bus.open import open_bus
-from megido_shared.bus.topics import TOPICS
 from megido_shared.clock import SystemClock
 from megido_shared.db import migrate
 from megido_shared.db.connect import hide_password, parse_url
@@ -84,7 +82,6 @@ async def serve(settings: Settings) -> None:
             asyncio.create_task(worker.run(stop)),
             asyncio.create_task(leader.run(stop)),
             asyncio.create_task(watch(bus=bus, store=store, worker=worker, metrics=metrics, health=health, stop=stop)),
-            asyncio.create_task(_create_topics(bus, stop)),
             asyncio.create_task(_say_ready(health, ops.port, stop)),
         ]
         await _until_stopped(tasks, stop)
@@ -135,23 +132,6 @@ async def _wait_for_schema(url: str, stop: asyncio.Event) -> bool:
         else:
             return True
     return False
-
-
-async def _create_topics(bus: Bus, stop: asyncio.Event) -> None:
-    """So that a first start needs no other command."""
-    while not stop.is_set():
-        try:
-            made = await bus.create_topics(TOPICS)
-        except Unavailable as error:
-            _log.debug("topics: %s", error)
-        else:
-            if made:
-                _log.info("topics created: %s", ", ".join(made))
-            return
-        try:
-            await asyncio.wait_for(stop.wait(), _RETRY_S)
-        except TimeoutError:
-            continue
 
 
 async def _say_ready(health: Health, port: int, stop: asyncio.Event) -> None:

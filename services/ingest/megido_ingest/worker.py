@@ -13,7 +13,7 @@ from megido_ingest.metrics import Metrics
 from megido_ingest.prepare import Prepared, prepare
 from megido_ingest.store import Store, Stored, only, stale_streams
 from megido_shared.bus.base import Batch, Bus, Consumer, Position, Stream
-from megido_shared.bus.topics import INGESTED
+from megido_shared.bus.topics import INGESTED, TOPICS
 from megido_shared.errors import Unavailable
 
 GROUP = "ingest"
@@ -72,9 +72,7 @@ class Worker:
         trying, and resumes where the database says."""
         while not stop.is_set():
             try:
-                consumer = await self._bus.consumer(
-                    GROUP, INGESTED, resume=self._resume, revoked=self._revoked, pins=True
-                )
+                consumer = await self._open()
             except Unavailable as error:
                 self._health.bus = str(error)
                 await self._bus_backoff.failed(error, stop)
@@ -87,6 +85,12 @@ class Worker:
                 self._health.consuming = False
                 self.consumer = None
                 await self._leave(consumer)
+
+    async def _open(self) -> Consumer:
+        """Topics first, so that neither a first start nor a Kafka that was made anew needs another command."""
+        if made := await self._bus.create_topics(TOPICS):
+            _log.info("topics created: %s", ", ".join(made))
+        return await self._bus.consumer(GROUP, INGESTED, resume=self._resume, revoked=self._revoked, pins=True)
 
     async def _consume(self, consumer: Consumer, stop: asyncio.Event) -> None:
         """Until `stop`, or until the claims must be made anew."""

@@ -5,7 +5,7 @@ import logging
 
 from megido_replayer.health import Health
 from megido_shared.bus.base import Bus, Consumer
-from megido_shared.bus.topics import REPLAY_COMMANDS
+from megido_shared.bus.topics import REPLAY_COMMANDS, TOPICS
 from megido_shared.errors import Unavailable
 
 GROUP = "replayer"
@@ -19,6 +19,7 @@ async def listen(bus: Bus, wake: asyncio.Event, health: Health) -> None:
     while True:
         consumer: Consumer | None = None
         try:
+            await bus.create_topics(TOPICS)  # a replayer may be the first to meet a new Kafka
             consumer = await bus.consumer(GROUP, [REPLAY_COMMANDS])
             await _consume(consumer, wake, health)
         except Unavailable as error:

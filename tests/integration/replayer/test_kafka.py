@@ -8,7 +8,7 @@ import pytest
 
 from megido_shared import events, ids
 from megido_shared.bus.kafka import KafkaBus
-from megido_shared.bus.topics import FLOWS, TOPICS
+from megido_shared.bus.topics import FLOWS
 from megido_shared.db.outbox import outgoing
 from megido_shared.settings import Common
 from tests.integration.replayer.harness import replaying
@@ -34,11 +34,9 @@ async def ready(port: int) -> None:
 
 
 @pytest.mark.kafka
-async def test_commands_and_flows_on_kafka(world, fresh_kafka):
+async def test_commands_and_flows_on_an_empty_kafka(world, fresh_kafka):
     kafka = fresh_kafka.bootstrap
     bus = KafkaBus(kafka)
-    await bus.create_topics(TOPICS)
-    consumer = await bus.consumer(f"test-{ids.new_id().hex()}", [FLOWS])
     producer = await bus.producer("api")
     common = Common(world.data_dir.ensure(), kafka=kafka, database_url=world.database)
     try:
@@ -47,6 +45,7 @@ async def test_commands_and_flows_on_kafka(world, fresh_kafka):
             settings = world.settings(common=common, poll_s=300.0, metrics_port=free_port())
             async with replaying(settings, forwarder=True):
                 await ready(settings.metrics_port)
+                consumer = await bus.consumer(f"test-{ids.new_id().hex()}", [FLOWS])
                 job = world.job([original])
                 command = events.ReplayFlows(
                     event_id=ids.new_id(), node="api-0", epoch=ids.new_id(), time_us=1, job_id=job.bytes
@@ -60,9 +59,9 @@ async def test_commands_and_flows_on_kafka(world, fresh_kafka):
                         batch = await consumer.poll(timeout=1.0)
                         keys = {record.key: record for record in batch.records}
                         found = keys.get(item.result_flow_id.bytes)
+                await consumer.close()
         flow = events.decode(found.value)
         assert (flow.is_replay, flow.original_flow_id) == (True, original.bytes)
     finally:
         await producer.close()
-        await consumer.close()
         await bus.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -29,6 +30,8 @@ from megido_shared.bus.topics import CONFIG, INGESTED, Topic
 from megido_shared.errors import ConfigurationError, Unavailable
 
 ADMIN_SECONDS = 20.0
+KNOWN_SECONDS = 10.0
+"""How long one broker may not know a topic that another has confirmed."""
 PREFIX = re.compile(r"[A-Za-z0-9._-]{1,60}")
 _REFUSED = (
     InvalidConfigurationError,
@@ -58,6 +61,7 @@ class KafkaBus:
         self._prefix = prefix
         self._options: dict[str, Any] = client_options(bootstrap, security or {})
         self._append_seconds = append_seconds
+        self._confirmed: set[str] = set()
         self._config = ConfigTopic(self._options, prefix)
         self._config_producer = KafkaProducer(self._options, deadline=append_seconds, prefix=prefix)
         quieten()
@@ -68,6 +72,7 @@ class KafkaBus:
             named = {self._prefix + topic.name: topic for topic in topics}
             missing = {name: topic for name, topic in named.items() if name not in existing}
             if not missing:
+                self._confirmed.update(topic.name for topic in topics)
                 return []
             brokers = (await within(ADMIN_SECONDS, admin.describe_cluster(), "asking for the brokers"))["brokers"]
             replication = 3 if len(brokers) >= 3 else 1
@@ -78,6 +83,7 @@ class KafkaBus:
             answer = await within(ADMIN_SECONDS, admin.create_topics(wanted), "creating topics")
             created = [name for name, code, message, *_ in answer.topic_errors if _created(name, code, message)]
             await within(ADMIN_SECONDS, _until_known(admin, set(missing)), "creating topics")
+            self._confirmed.update(topic.name for topic in topics)
             return [named[name].name for name in created]
 
     async def topics(self) -> frozenset[str]:
@@ -97,9 +103,10 @@ class KafkaBus:
         revoked: Revoked | None = None,
         pins: bool = False,
     ) -> base.Consumer:
-        """Raises Unavailable without a broker, ConfigurationError when a topic does not exist."""
+        """Raises Unavailable without a broker, ConfigurationError when a topic does not exist. One that
+        `create_topics` has confirmed is waited for: the next broker asked may not know of it yet."""
         names = {topic.name for topic in topics}
-        if missing := sorted(names - await self.topics()):
+        if missing := await self._missing(names):
             raise ConfigurationError(
                 f"Kafka at {self._bootstrap} has no topic {self._prefix}{missing[0]}; run `megido migrate`"
             )
@@ -114,6 +121,14 @@ class KafkaBus:
         )
         await member.start()
         return member
+
+    async def _missing(self, names: set[str]) -> list[str]:
+        deadline = time.monotonic() + KNOWN_SECONDS
+        while missing := names - await self.topics():
+            if not missing <= self._confirmed or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
+        return sorted(missing)
 
     async def put_config(self, scope: str, value: bytes) -> None:
         await self._config_producer.append([Outgoing(CONFIG.name, scope.encode(), value)])
