@@ -270,7 +270,8 @@ class _Preparation:
         if gap.kind == "rewound":
             end.rewound = True
         stream = gap.stream
-        kind, count = gap.kind, gap.count
+        kind: str = gap.kind
+        count = gap.count
         if not count and kind != "rewound":
             kind, count = f"{kind}{UNCOUNTED}", 1  # a sum would not show that it holds one whose records nobody knows
         self._out.gaps.append(
