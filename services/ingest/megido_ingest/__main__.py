@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megido_ingest import limit
 from megido_ingest.health import Health
 from megido_ingest.leader import Leader
 from megido_ingest.metrics import Metrics
@@ -38,6 +39,7 @@ class Settings:
     common: Common
     log_dir: Path
     metrics_port: int
+    max_dead_letters: int
 
 
 def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
@@ -55,13 +57,26 @@ def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
         default=DEFAULT_METRICS_PORT,
         help="port of /livez, /readyz and /metrics on loopback; 0 picks a free one (default %(default)s)",
     )
+    parser.add_argument(
+        "--max-dead-letters",
+        metavar="N",
+        default=env.get("MEGIDO_MAX_DEAD_LETTERS") or limit.DEFAULT,
+        help="storing stops when a minute brings more, or a tenth of it that is a fifth of all records; 0: no limit "
+        "(MEGIDO_MAX_DEAD_LETTERS, default 1000)",
+    )
     given = parser.parse_args(argv)
     common = common_from_env(env, data_dir=given.data_dir, kafka=given.kafka, database_url=given.database_url)
     if not common.database_url:
         raise ConfigurationError("ingest needs a database; pass --database-url or set MEGIDO_DATABASE_URL")
     parse_url(common.database_url)
     common.data_dir.ensure()
-    return Settings(common, Path(given.log_dir).absolute(), given.metrics_port)
+    return Settings(common, Path(given.log_dir).absolute(), given.metrics_port, _count(given.max_dead_letters))
+
+
+def _count(given: str | int) -> int:
+    if str(given).isascii() and str(given).isdigit():
+        return int(given)
+    raise ConfigurationError(f"--max-dead-letters is {given!r}; it must be a whole number, 0 for no limit")
 
 
 async def serve(settings: Settings) -> None:
@@ -72,7 +87,7 @@ async def serve(settings: Settings) -> None:
     health = Health()
     ops = _ops_server(metrics, health, settings.metrics_port)
     bus = open_bus(common)
-    store = Store(common.database_url)
+    store = Store(common.database_url, max_dead_letters=settings.max_dead_letters)
     try:
         if not await _wait_for_schema(common.database_url, stop):
             return

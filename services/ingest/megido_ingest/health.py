@@ -8,8 +8,9 @@ class Health:
         self.database = "database: not reached yet"
         self.bus = "bus: not reached yet"
         self.consuming = False
+        self.held = ""
 
     def missing(self) -> list[str]:
         """For `/readyz`; called from another thread."""
-        found = [self.database, self.bus, "" if self.consuming else "consumer: not running"]
+        found = [self.database, self.bus, self.held, "" if self.consuming else "consumer: not running"]
         return [reason for reason in found if reason]

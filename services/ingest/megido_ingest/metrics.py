@@ -23,6 +23,17 @@ class Metrics:
             "Records that could not be stored, kept with a reason.",
             registry=self.registry,
         )
+        self.redriven = Counter(
+            "megido_ingest_redriven",
+            "Dead letters that came through ingest again, by outcome: stored, refused.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.held = Gauge(
+            "megido_ingest_held",
+            "1 while storing has stopped because too many records would become dead letters.",
+            registry=self.registry,
+        )
         self.gaps = Counter(
             "megido_ingest_gaps",
             "Records that the bus could no longer give, by kind.",

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -12,6 +13,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from megido_ingest import assembly, failpoints, failures, hits, rows
+from megido_ingest.limit import DEFAULT, DeadLetterLimit, TooManyDeadLetters
 from megido_ingest.packing import Packed, RowType, array
 from megido_ingest.prepare import BodyCache, Place, Prepared, prepare
 from megido_ingest.session import Session, commit, fetch_one
@@ -24,6 +26,10 @@ _INGEST = (
     " %s::ingest_gap[], %s::ingest_dead_letter[])"
 )
 _SETTLE = "SELECT * FROM settle_redrives(%s::integer, %s::ingest_redrive[])"
+_KNOWN = (
+    "SELECT count(*) FROM unnest(%s::ingest_dead_letter[]) AS l"
+    ' JOIN dead_letters USING (source_id, topic, partition, "offset")'
+)
 _CLAIM = "SELECT * FROM claim_streams(%s::text[], %s::text[], %s::integer[])"
 _RETRY_S = 0.05
 
@@ -55,11 +61,13 @@ class Store:
     """Stores prepared batches of the streams that it has claimed. Not for two tasks at once, but for `ping`.
 
     Methods raise Unavailable when the database is away (nothing was stored, or it cannot be told: storing the same
-    batch again is always right) and StaleClaim when another worker has claimed a stream of the batch.
+    batch again is always right) and StaleClaim when another worker has claimed a stream of the batch. `store` raises
+    TooManyDeadLetters where more than `max_dead_letters` would be stored within a minute (0: any number).
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, max_dead_letters: int = DEFAULT) -> None:
         self.session = Session(url)
+        self._limit = DeadLetterLimit(max_dead_letters, time.monotonic)
         self.cache = BodyCache()
         self.generations: dict[Stream, int] = {}
         self._claims = Session(url, "megido ingest claims", shard=False)
@@ -101,11 +109,13 @@ class Store:
             prepared = await self._again(prepared)
         while True:
             try:
+                await self._admit(prepared)
                 await self._partitions(prepared.days)
                 stored = await self._transaction(prepared)
                 break
             except psycopg.Error as error:
                 prepared = await self._after(error, prepared)
+        self._limit.count(len(prepared.batch.records), stored.letters)
         self.cache.add(prepared.body_keys, max(days) if (days := [d for d, _ in prepared.body_keys]) else 0)
         for reason in prepared.reasons if stored.letters or stored.refused else ():
             _log.warning("dead letter: %s", reason)
@@ -124,6 +134,17 @@ class Store:
         await self.session.close()
         await self._claims.close()
         await self._health.close()
+
+    async def _admit(self, prepared: Prepared) -> None:
+        """Dead letters that are known already, because their topic is delivered once more, are no new ones."""
+        records, letters = len(prepared.batch.records), len(prepared.letters)
+        if not self._limit.exceeded_by(records, letters):
+            return
+        connection = await self.session.connection()
+        packed = array(self.session.oids.get(rows.LETTER.name, 0), prepared.letters)
+        (known,) = await fetch_one(await connection.execute(_KNOWN, [packed]))
+        if excess := self._limit.exceeded_by(records, letters - known):
+            raise TooManyDeadLetters(f"{excess}; the latest: {prepared.reasons[-1]}")
 
     async def _again(self, prepared: Prepared, rejected: Mapping[Place, str] | None = None) -> Prepared:
         known = {**prepared.rejected, **(rejected or {})}

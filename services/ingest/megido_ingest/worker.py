@@ -9,6 +9,7 @@ from contextlib import suppress
 from megido_ingest import failpoints
 from megido_ingest.failures import StaleClaim
 from megido_ingest.health import Health
+from megido_ingest.limit import TooManyDeadLetters
 from megido_ingest.metrics import Metrics
 from megido_ingest.prepare import Prepared, prepare
 from megido_ingest.store import Store, Stored, only, stale_streams
@@ -105,7 +106,18 @@ class Worker:
             await self._stored()
             if self._must_reopen():
                 return  # what was dropped before this batch must be read again first
+            if self._health.held:
+                await self._hold(consumer, stop)
+                return
             self._storing = asyncio.create_task(self._store_batch(consumer, prepared, stop))
+
+    async def _hold(self, consumer: Consumer, stop: asyncio.Event) -> None:
+        """Until `stop`: stays a member of its group and stores nothing. What is polled is read again by whoever
+        starts next, from where the database says."""
+        while not stop.is_set():
+            await self._poll(consumer, stop, 1, 1, IDLE_POLL_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), IDLE_POLL_S)
 
     def _must_reopen(self) -> bool:
         return self._reopen
@@ -158,6 +170,9 @@ class Worker:
                 if not rest:
                     return
                 prepared = await asyncio.to_thread(prepare, rest, prepared.generations, self._store.cache)
+            except TooManyDeadLetters as excess:
+                self._too_many(excess)
+                return
             except Unavailable as error:
                 self._health.database = str(error)
                 await self._database_backoff.failed(error, stop)
@@ -171,6 +186,15 @@ class Worker:
         except Unavailable as error:
             _log.debug("the bus did not take a commit, the database has it: %s", error)
         failpoints.reach("after_bus_commit")
+
+    def _too_many(self, excess: TooManyDeadLetters) -> None:
+        self._health.held = "dead letters: too many, storing has stopped; roll back, or raise --max-dead-letters"
+        self._metrics.held.set(1)
+        _log.error(
+            "storing has stopped, nothing is lost: %s. Roll back what was deployed last and start ingest again, or "
+            "start it with a higher --max-dead-letters (0: no limit)",
+            excess,
+        )
 
     def _without_stale(self, claim: StaleClaim, consumer: Consumer, batch: Batch) -> Batch:
         """What is left of a batch when other workers have taken streams of it."""
@@ -194,6 +218,8 @@ class Worker:
         metrics.consumed.inc(len(prepared.batch.records))
         metrics.batches.inc()
         metrics.dead_letters.inc(stored.letters)
+        metrics.redriven.labels("stored").inc(stored.redriven)
+        metrics.redriven.labels("refused").inc(stored.refused)
         metrics.duration.observe(seconds)
         for gap in prepared.batch.gaps:
             metrics.gaps.labels(gap.kind).inc(gap.count)
