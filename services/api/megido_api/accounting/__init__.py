@@ -1,0 +1,1 @@
+"""Accounting: what became of everything that each node captured."""
