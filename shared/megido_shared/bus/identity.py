@@ -14,5 +14,5 @@ def event_id_of(value: bytes) -> bytes:
     """Empty when the bytes are no event."""
     try:
         return _decoder.decode(value).event_id
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return b""

@@ -30,7 +30,7 @@ def _record(index: int, topic: str, key: bytes, value: bytes) -> Outgoing:
         raise _bad(index, f"{topic!r} is not a topic of nodes")
     try:
         event = events.decode(value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(index, str(error)) from error
     if events.topic_of(event).name != topic:
         raise _bad(index, f"a {type(event).__name__} does not belong on {topic}")
