@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from megido_api import docs, problems
 from megido_api.access import Guard
+from megido_api.accounting.endpoints import router as accounting
 from megido_api.auth.endpoints import router as auth
 from megido_api.config.endpoints import router as config
 from megido_api.database import Database
@@ -63,8 +64,20 @@ def create_app(settings: Settings, *, bus: Bus | None = None) -> FastAPI:
     app.state.stopping = asyncio.Event()
     problems.install(app)
     for router in (
-        flows, replays, websockets, errors, auth, stats, events, rules, config, nodes, dead_letters, health,
-    ):  # fmt: skip
+        flows,
+        replays,
+        websockets,
+        errors,
+        auth,
+        stats,
+        events,
+        rules,
+        config,
+        nodes,
+        accounting,
+        dead_letters,
+        health,
+    ):
         app.include_router(router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     app.add_api_route("/docs", _docs, include_in_schema=False)
