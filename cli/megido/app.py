@@ -336,6 +336,15 @@ def nodes(
         return list_nodes(client, every=every, as_json=as_json)
 
 
+@app.command()
+def accounting(api_url: ApiUrl = "", as_json: Json = False) -> int:
+    """Prove what became of everything that was captured; exit code 1 when something is lost or unexplained."""
+    from megido.accounting import accounting as account_for  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return account_for(client, as_json=as_json)
+
+
 def _client(api_url: str) -> "Client":
     from megido.client import Client  # noqa: PLC0415
 

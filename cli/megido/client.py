@@ -205,6 +205,10 @@ class Client:
         """The nodes that were heard of, the latest first."""
         return self._get("/proxy/api/nodes/", {} if alive is None else {"alive": _text(alive)})
 
+    def accounting(self) -> dict[str, Any]:
+        """What became of everything that each node captured."""
+        return self._get("/proxy/api/accounting/")
+
     def rules(self) -> list[dict[str, Any]]:
         """The payload rules, the newest first."""
         return cast("list[dict[str, Any]]", self._call("GET", "/interceptor/api/payload-rules/")[1])

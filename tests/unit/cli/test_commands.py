@@ -10,7 +10,7 @@ import pytest
 from megido.main import SERVICES, main
 
 MEGIDO = Path(sys.executable).with_name("megido")
-COMMANDS = ("up", *SERVICES, "migrate", "list", "search", "errors", "show", "replay", "replay-range")
+COMMANDS = ("up", *SERVICES, "migrate", "list", "search", "errors", "accounting", "show", "replay", "replay-range")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +20,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {command} " in shown
 
 
-@pytest.mark.parametrize("command", ["up", "migrate", "list", "search", "errors", "show", "replay", "replay-range"])
+@pytest.mark.parametrize(
+    "command", ["up", "migrate", "list", "search", "errors", "accounting", "show", "replay", "replay-range"]
+)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"Usage: megido {command}" in capsys.readouterr().out
