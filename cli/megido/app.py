@@ -345,6 +345,72 @@ def accounting(api_url: ApiUrl = "", as_json: Json = False) -> int:
         return account_for(client, as_json=as_json)
 
 
+letters_app = typer.Typer(
+    help="Look at records that could not be stored, and put them through again.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(letters_app, name="dead-letters")
+LetterIds = Annotated[list[int], typer.Argument(metavar="ID...", min=0)]
+Topic = Annotated[str, typer.Option("--topic", help="megido.flows, megido.websocket, …")]
+Reason = Annotated[str, typer.Option("--reason", help="Part of the reason.")]
+
+
+@letters_app.command("list")
+def letters_list(
+    *,
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 20,
+    topic: Topic = "",
+    reason: Reason = "",
+    state: Annotated[str, typer.Option(help="new, queued, redriven or discarded.")] = "",
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """List dead letters, newest first."""
+    from megido.deadletters import list_letters  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return list_letters(client, limit=limit, topic=topic, reason=reason, state=state, as_json=as_json)
+
+
+@letters_app.command("show")
+def letters_show(
+    letter_id: Annotated[int, typer.Argument(metavar="ID", min=0)], api_url: ApiUrl = "", as_json: Json = False
+) -> int:
+    """Show one: why it could not be stored, and what is in it."""
+    from megido.deadletters import show as show_letter  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return show_letter(client, letter_id, as_json=as_json)
+
+
+@letters_app.command("redrive")
+def letters_redrive(
+    letter_ids: Annotated[list[int] | None, typer.Argument(metavar="[ID...]", min=0)] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All that are new.")] = False,
+    topic: Topic = "",
+    reason: Reason = "",
+    state: Annotated[str, typer.Option(help="new (unless given), queued or discarded.")] = "",
+    api_url: ApiUrl = "",
+    as_json: Json = False,
+) -> int:
+    """Put dead letters through ingest again: each is stored once, or stays a dead letter with one attempt more."""
+    from megido.deadletters import redrive  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return redrive(client, letter_ids or [], every=every, topic=topic, reason=reason, state=state, as_json=as_json)
+
+
+@letters_app.command("discard")
+def letters_discard(letter_ids: LetterIds, api_url: ApiUrl = "") -> int:
+    """Mark dead letters as discarded; their records stay."""
+    from megido.deadletters import discard  # noqa: PLC0415
+
+    with _client(api_url) as client:
+        return discard(client, letter_ids)
+
+
 def _client(api_url: str) -> "Client":
     from megido.client import Client  # noqa: PLC0415
 

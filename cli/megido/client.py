@@ -83,6 +83,24 @@ class ListedError(TypedDict):
     stack_trace: str
 
 
+class DeadLetter(TypedDict):
+    id: int
+    topic: str
+    partition: int
+    offset: int
+    source_id: str
+    event_type: str
+    reason: str
+    size: int
+    state: str
+    attempts: int
+    created_at: str
+    changed_by: str | None
+    changed_at: str | None
+    decoded: NotRequired[Any]
+    value_base64: NotRequired[str]
+
+
 class Replayed(TypedDict):
     """`deviations`: how the request that was sent differs from the original."""
 
@@ -213,6 +231,35 @@ class Client:
         """The payload rules, the newest first."""
         return cast("list[dict[str, Any]]", self._call("GET", "/interceptor/api/payload-rules/")[1])
 
+    def each_dead_letter(self, **filters: Any) -> Iterator[DeadLetter]:
+        """All that match, newest first, fetched page by page as they are consumed. Filters: topic, reason, state."""
+        query = {name: _text(value) for name, value in filters.items() if value not in (None, "")}
+        query["limit"] = str(_PAGE)
+        while True:
+            page = self._get(_DEAD_LETTERS, query)
+            yield from page["dead_letters"]
+            if page["next_cursor"] is None:
+                return
+            query["cursor"] = str(page["next_cursor"])
+
+    def dead_letter(self, letter_id: int) -> DeadLetter:
+        """One with its bytes and, where it is MessagePack, its contents."""
+        return cast(DeadLetter, self._get(f"{_DEAD_LETTERS}{letter_id}/"))
+
+    def redrive_dead_letter(self, letter_id: int) -> DeadLetter:
+        """Puts it through ingest again; its state tells when that is done."""
+        return cast(DeadLetter, self._call("POST", f"{_DEAD_LETTERS}{letter_id}/redrive/")[1])
+
+    def redrive_dead_letters(self, *, after: int = 0, **filters: str) -> dict[str, Any]:
+        """Puts those that match through ingest again, as many as one call takes: `queued`, `more`, `last_id`,
+        `too_large`. Filters: topic, reason, state (new unless given); `after` an id."""
+        return cast(
+            "dict[str, Any]", self._call("POST", f"{_DEAD_LETTERS}redrive/", json=filters | {"after": after})[1]
+        )
+
+    def discard_dead_letter(self, letter_id: int) -> None:
+        self._call("DELETE", f"{_DEAD_LETTERS}{letter_id}/")
+
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         return cast("dict[str, Any]", self._call("GET", path, params=dict(query or {}))[1])
 
@@ -224,6 +271,8 @@ class Client:
                 f"the API at {self.api_url} cannot be reached ({str(error) or type(error).__name__}); "
                 "start it with `megido up` (`make run` in a checkout), or name another with --api-url"
             ) from error
+        if response.status_code == 204:
+            return 204, None
         try:
             document = response.json()
         except ValueError:
@@ -231,6 +280,9 @@ class Client:
         if response.is_success and isinstance(document, dict | list):
             return response.status_code, document
         raise _refused(self.api_url, response.status_code, document)
+
+
+_DEAD_LETTERS = "/proxy/api/dead-letters/"
 
 
 def _config_path(scope: str) -> str:

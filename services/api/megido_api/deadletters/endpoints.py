@@ -67,7 +67,7 @@ async def list_dead_letters(
 @router.post("/redrive/", summary="Put many through ingest again", status_code=202, response_model=Redriven)
 async def redrive_dead_letters(state: StateDep, request: Request, wanted: RedriveInput) -> Any:
     """Each goes through the bus once more, and is stored once, or is a dead letter again with one attempt more."""
-    filters = queries.Filters(wanted.topic, wanted.reason, wanted.state)
+    filters = queries.Filters(wanted.topic, wanted.reason, wanted.state, wanted.after)
     done = await state.publish(lambda connection: queries.queue(connection, filters, who(request)))
     return done._asdict()
 

@@ -1,6 +1,6 @@
 """SQL of the dead letters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Row, Select, String, cast, func, insert, literal, select, update
@@ -33,6 +33,8 @@ class Filters:
     topic: str | None = None
     reason: str | None = None
     state: str | None = None
+    after: int = 0
+    """Only ids above it."""
 
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []
@@ -42,12 +44,15 @@ class Filters:
             found.append(_c.reason.ilike(paging.contains(self.reason), escape="\\"))
         if self.state:
             found.append(_c.state == self.state)
+        if self.after:
+            found.append(_c.id > self.after)
         return found
 
 
 class Queued(NamedTuple):
     queued: int
     more: bool
+    last_id: int | None
     too_large: int
 
 
@@ -85,9 +90,11 @@ async def queue(connection: AsyncConnection, filters: Filters, by: str) -> Queue
     found = list(await connection.scalars(some.order_by(oldest.c.id).limit(MOST_REDRIVEN)))
     # Another call may have taken some of them meanwhile: then they are on their way.
     queued = await queue_these(connection, found, by, state=filters.state)
-    left = len(list(await connection.scalars(select(_c.id).where(_fits, *_after(filters, found)).limit(1))))
+    last = found[-1] if found else None
+    rest = replace(filters, after=last or filters.after)
+    left = await connection.scalar(select(_c.id).where(_fits, *rest.conditions()).limit(1))
     unfit = select(func.count()).select_from(dead_letters).where(~_fits, *filters.conditions())
-    return Queued(queued, bool(left), await connection.scalar(unfit) or 0)
+    return Queued(queued, left is not None, last, await connection.scalar(unfit) or 0)
 
 
 async def queue_these(connection: AsyncConnection, letter_ids: list[int], by: str, state: str | None = None) -> int:
@@ -122,7 +129,3 @@ def fits(row: Row[Any]) -> bool:
 
 def _selection(filters: Filters) -> Select[Any]:
     return select(*_listed).where(*filters.conditions())
-
-
-def _after(filters: Filters, found: list[int]) -> list[ColumnElement[bool]]:
-    return [*filters.conditions(), *([_c.id > found[-1]] if found else [])]

@@ -51,9 +51,11 @@ class RedriveInput(BaseModel):
     topic: StoredText | None = None
     reason: StoredText | None = Field(default=None, description="substring")
     state: Literal["new", "queued", "discarded"] = "new"
+    after: int = Field(default=0, ge=0, lt=2**63, description="only ids above it; `last_id` of the call before")
 
 
 class Redriven(BaseModel):
     queued: int
-    more: bool = Field(description="as many as one call takes: call again")
+    more: bool = Field(description="as many as one call takes: call again, after `last_id`")
+    last_id: int | None
     too_large: int = Field(description="those left out because no bus would take them")
