@@ -1,6 +1,8 @@
 """The replacements of mitmproxy's hot spots change nothing that a client, a server or the journal could see."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -231,6 +233,36 @@ async def test_half_of_a_raw_connection_is_closed(tmp_path: Any, fast: str) -> N
         writer.write_eof()
         assert await asyncio.wait_for(reader.read(), 20) == b"got 100000"
         writer.close()
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+@pytest.mark.parametrize("fast", ["--fastpath", "--no-fastpath"])
+async def test_a_reset_client_of_a_raw_connection_ends_its_upstream(
+    tmp_path: Any, fast: str, half_closed: bool
+) -> None:
+    ended = asyncio.Event()
+
+    async def script(talk: Talk) -> None:
+        try:
+            while True:
+                await talk.say(bytes(1000))
+                await asyncio.sleep(0)  # lets the other side of the test run
+        except OSError:
+            ended.set()
+
+    async with (
+        RawServer(script) as server,
+        capture(tmp_path, "--mode", f"reverse:tcp://127.0.0.1:{server.port}", fast) as proxy,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"hello")
+        await asyncio.wait_for(reader.read(1), 20)
+        if half_closed:
+            writer.write_eof()
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        await asyncio.wait_for(ended.wait(), 20)
 
 
 async def _stands_still(read: Callable[[], int]) -> None:

@@ -140,6 +140,10 @@ class _Protocol(asyncio.BufferedProtocol):
         self._streams.connection_lost(exc)
         self._handler.throttle.drained(self)
         self._end()
+        # Its task may wait to send what can never be sent. mitmproxy notices by writing; we are told.
+        io = self._handler.transports.get(self._connection)
+        if io is not None and io.handler is not None:
+            io.handler.cancel("connection lost")
 
     def pause_writing(self) -> None:
         self._handler.throttle.full(self)

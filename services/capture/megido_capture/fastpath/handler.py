@@ -129,18 +129,20 @@ class Handler(_Original):
     def _handle(self, event: events.Event) -> None:
         self.timeout_watchdog.register_activity()
         try:
-            for command in self.layer.handle_event(event):
-                if type(command) is commands.SendData:
-                    connection = command.connection
-                    if connection is not self._receiver:
-                        self._write()
-                        self._receiver = connection
-                    self._pieces.append(command.data)
-                else:
-                    self._obey(command)
+            try:
+                for command in self.layer.handle_event(event):
+                    if type(command) is commands.SendData:
+                        connection = command.connection
+                        if connection is not self._receiver:
+                            self._write()
+                            self._receiver = connection
+                        self._pieces.append(command.data)
+                    else:
+                        self._obey(command)
+            finally:
+                self._write()  # also what came before a crash
         except Exception:  # noqa: BLE001 - as in mitmproxy: logged, and the connection goes on
             self.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
-        self._write()
 
     def _write(self) -> None:
         pieces, connection = self._pieces, self._receiver
