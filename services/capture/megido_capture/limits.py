@@ -176,11 +176,11 @@ class Limits:
                 self.counters["header_timeouts"] += 1
 
     def _is_unfinished(self, server: _http2.Http2Server) -> bool:
-        frames = server.h2_conn.incoming_buffer
-        if frames._headers_buffer:
-            return True
         state = self._registry.clients.get(server.context.client.id)
-        return bool(frames._data) and state is not None and not state.flows
+        if state is None:
+            return False  # it has left; held here, its connection would stay in memory for ever
+        frames = server.h2_conn.incoming_buffer
+        return bool(frames._headers_buffer) or (bool(frames._data) and not state.flows)
 
     def _end_slow_bodies(self, now: float, limit: float) -> None:
         """Those that stream are nobody's place in memory, and may take as long as they like."""
