@@ -7,7 +7,6 @@ from typing import Any, Literal
 import msgspec
 
 from megido_shared.config import ProxySettings
-from megido_shared.destinations import Blocked
 from megido_shared.hostpatterns import HostPatterns
 from megido_shared.networks import parse_networks
 from megido_shared.settings import DEFAULT_LOG_DIR, DEFAULT_MAX_BODY_SIZE
@@ -102,7 +101,10 @@ FIELDS: dict[str, Field] = {
         "addresses, networks; :port may follow.",
     ),
     "blocked_destinations": Field(
-        "names", "", "Hosts, addresses and networks, comma-separated, that nobody reaches through the proxy."
+        "names",
+        "",
+        "Hosts that nobody reaches through the proxy, comma-separated: names, *.name, addresses, networks; :port may "
+        "follow.",
     ),
 }
 """As the API shows them. `auth_enabled` is the option `auth_required` of a proxy."""
@@ -143,14 +145,9 @@ def _check_text(name: str, kind: Kind, value: str) -> None:
                 parse_networks(value)
             except ValueError as error:
                 raise Invalid(name, str(error)) from None
-        case "names" if name == "blocked_destinations":
-            try:
-                Blocked(value)
-            except ValueError as error:
-                raise Invalid(name, str(error)) from None
         case "names":
             try:
-                HostPatterns.parse(value)
+                HostPatterns(value)
             except ValueError as error:
                 raise Invalid(name, str(error)) from None
         case "folder" if ".." in value.split("/"):

@@ -11,7 +11,7 @@ import pytest
 from megido_shared.events import AuthAttempted, FlowCompleted, unpack_headers
 from tests.integration.capture.harness import Proxy, capture, curl, flows, start
 from tests.integration.capture.upstream import Upstream
-from tests.security.inprocess import serving
+from tests.support.inside import inside
 from tests.support.raw_server import OK, RawServer, Talk
 
 pytestmark = pytest.mark.timeout(120)
@@ -229,14 +229,14 @@ def _nowhere(folder: Path, secret: bytes) -> None:
 
 async def test_what_is_open_ends_when_its_credentials_are_accepted_no_more(tmp_path: Path, upstream: Upstream) -> None:
     upstream.release.clear()
-    async with serving(tmp_path, auth_required=True, auth_token="first", auth_password="kept") as proxy:
+    async with inside(tmp_path, auth_required=True, auth_token="first", auth_password="kept") as proxy:
         plain = await _asking(proxy, f"GET http://127.0.0.1:{upstream.port}/plain/1 HTTP/1.1", "Bearer first")
         tunnel = await _asking(proxy, f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.1", "Bearer first")
         waiting = await _asking(
             proxy, f"GET http://127.0.0.1:{upstream.port}/hang HTTP/1.1", "Bearer first", read=False
         )
         other = await _asking(proxy, f"GET http://127.0.0.1:{upstream.port}/plain/1 HTTP/1.1", basic("x", "kept"))
-        proxy.change(auth_token="second")
+        proxy.apply(auth_token="second")
         for reader, _ in (plain, tunnel, waiting):
             assert await _ended(reader)
         reader, writer = other
@@ -252,9 +252,9 @@ async def test_what_is_open_ends_when_its_credentials_are_accepted_no_more(tmp_p
 
 
 async def test_asking_for_credentials_from_now_on_ends_what_has_shown_none(tmp_path: Path, upstream: Upstream) -> None:
-    async with serving(tmp_path) as proxy:
+    async with inside(tmp_path) as proxy:
         tunnel = await _asking(proxy, f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.1", "")
-        proxy.change(auth_required=True, auth_token="now")
+        proxy.apply(auth_required=True, auth_token="now")
         assert await _ended(tunnel[0])
         again = await _asking(proxy, f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.1", "", read=False)
         assert b" 407 " in await again[0].readuntil(b"\r\n\r\n")

@@ -12,8 +12,8 @@ from megido_capture.settings import CaptureSettings
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import curl, flows
 from tests.integration.capture.upstream import Upstream
-from tests.security.inprocess import Served, serving
 from tests.security.test_s01_proxy_authentication import basic
+from tests.support.inside import Inside, inside
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -22,15 +22,15 @@ FULL = argon2.PasswordHasher()
 TOKEN, PASSWORD = "t0ken-of-256-bits", "pässword:2"
 
 
-async def asked(proxy: Served, upstream: Upstream, header: str) -> int:
+async def asked(proxy: Inside, upstream: Upstream, header: str) -> int:
     answer = await curl(proxy, f"http://127.0.0.1:{upstream.port}/plain", "-H", f"Proxy-Authorization: {header}")
     return answer.status
 
 
 async def test_hashed_credentials(tmp_path: Path, upstream: Upstream) -> None:
     hashes = {"auth_password_hash": FULL.hash(PASSWORD), "auth_token_hash": FULL.hash(TOKEN)}
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_username="anna", **hashes)
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_username="anna", **hashes)
         assert await asked(proxy, upstream, f"Bearer {TOKEN}") == 200
         assert await asked(proxy, upstream, basic("who", TOKEN)) == 200
         assert await asked(proxy, upstream, basic("anna", PASSWORD)) == 200
@@ -46,23 +46,23 @@ async def test_hashed_credentials(tmp_path: Path, upstream: Upstream) -> None:
 
 
 async def test_a_hash_stops_counting_with_the_configuration(tmp_path: Path, upstream: Upstream) -> None:
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_token_hash=CHEAP.hash("old"), auth_password_hash=CHEAP.hash("kept"))
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_token_hash=CHEAP.hash("old"), auth_password_hash=CHEAP.hash("kept"))
         assert await asked(proxy, upstream, "Bearer old") == 200
         assert await asked(proxy, upstream, basic("x", "kept")) == 200
-        proxy.change(auth_token_hash=CHEAP.hash("new"))
+        proxy.apply(auth_token_hash=CHEAP.hash("new"))
         assert await asked(proxy, upstream, "Bearer old") == 407
         assert await asked(proxy, upstream, "Bearer new") == 200
         assert await asked(proxy, upstream, basic("x", "kept")) == 200
-        proxy.change(auth_token_hash="")
+        proxy.apply(auth_token_hash="")
         assert await asked(proxy, upstream, "Bearer new") == 407
 
 
 async def test_the_loop_goes_on_while_a_hash_is_computed(tmp_path: Path, upstream: Upstream) -> None:
     """The slow part is in a thread: this loop, which is the proxy's own, answers others meanwhile."""
     slow = argon2.PasswordHasher(time_cost=12, memory_cost=65536, parallelism=1)
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_token="plain", auth_token_hash=slow.hash("hashed"))
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_token="plain", auth_token_hash=slow.hash("hashed"))
         hashing = asyncio.create_task(asked(proxy, upstream, "Bearer hashed"))
         served = 0
         while not hashing.done():
@@ -81,8 +81,8 @@ async def test_three_hundred_connections_with_the_same_credentials_hash_once(
         return verify(self, given)
 
     monkeypatch.setattr(Accepted, "verify", counting)
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_token_hash=FULL.hash(TOKEN))
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_token_hash=FULL.hash(TOKEN))
 
         async def ask(number: int) -> bytes:
             reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

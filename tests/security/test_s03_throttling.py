@@ -15,8 +15,8 @@ from megido_capture.verifier import ADDRESS_BURST, MAX_WAITING, TOTAL_BURST, Thr
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import curl, flows
 from tests.integration.capture.upstream import Upstream
-from tests.security.inprocess import serving
 from tests.security.test_s01_proxy_authentication import basic
+from tests.support.inside import inside
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -55,8 +55,8 @@ async def guess(port: int, number: int, line: str = "CONNECT example.org:443") -
 async def test_a_thousand_bad_logins_leave_normal_traffic_alone(
     tmp_path: Path, upstream: Upstream, hashing: Hashing
 ) -> None:
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_token_hash=FULL.hash("right"))
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_token_hash=FULL.hash("right"))
         good = ("-H", "Proxy-Authorization: Bearer right")
         url = f"http://127.0.0.1:{upstream.port}/plain"
         assert (await curl(proxy, url, *good)).status == 200
@@ -78,16 +78,16 @@ async def test_a_thousand_bad_logins_leave_normal_traffic_alone(
 
 
 async def test_the_same_guess_again_is_not_hashed(tmp_path: Path, upstream: Upstream, hashing: Hashing) -> None:
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_token_hash=CHEAP.hash("right"))
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_token_hash=CHEAP.hash("right"))
         assert {await guess(proxy.port, 1) for _ in range(20)} == {b"407"}
         assert hashing.count == 1
 
 
 @pytest.mark.parametrize("line", ["CONNECT example.org:443", "GET http://example.org/"])
 async def test_over_the_limit_429_says_when_to_ask_again(tmp_path: Path, line: str) -> None:
-    async with serving(tmp_path) as proxy:
-        proxy.change(auth_required=True, auth_token_hash=CHEAP.hash("right"), auth_password="plain")
+    async with inside(tmp_path) as proxy:
+        proxy.apply(auth_required=True, auth_token_hash=CHEAP.hash("right"), auth_password="plain")
         answered = [await guess(proxy.port, number, line) for number in range(10)]
         assert answered[: int(ADDRESS_BURST)] == [b"407"] * int(ADDRESS_BURST) and b"429" in answered
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

@@ -11,7 +11,7 @@ from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import capture, curl, flows, run
 from tests.integration.capture.upstream import Upstream
-from tests.security.inprocess import serving
+from tests.support.inside import inside
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -81,21 +81,21 @@ async def test_denied_clients_take_nobodys_place(tmp_path: Path, upstream: Upstr
 
 
 async def test_a_change_ends_what_is_open(tmp_path: Path, upstream: Upstream) -> None:
-    async with serving(tmp_path) as proxy:
+    async with inside(tmp_path) as proxy:
         opened = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
         for address in ("127.0.0.1", "127.0.0.2"):
             reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, local_addr=(address, 0))
             writer.write(f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             opened.append((reader, writer))
-        proxy.change(ip_blacklist="127.0.0.2")
+        proxy.apply(ip_blacklist="127.0.0.2")
         assert await asyncio.wait_for(opened[1][0].read(), 20) == b""
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(opened[0][0].read(), 0.3)
         [attempt] = flows(await proxy.events(), AuthAttempted)
         assert attempt.client.ip == "127.0.0.2" and not attempt.success
         with pytest.raises(ConfigurationError, match=r"10\.0\.0\.300"):
-            proxy.change(ip_whitelist="127.0.0.1, 10.0.0.300")
+            proxy.apply(ip_whitelist="127.0.0.1, 10.0.0.300")
         assert (await curl(proxy, f"http://127.0.0.1:{upstream.port}/plain")).status == 200
 
 

@@ -12,14 +12,14 @@ from megido_capture.owndoor import doors_of
 from megido_shared.addresses import Endpoint
 from megido_shared.config_fields import Invalid, check_value
 from megido_shared.datadir import DataDir
-from megido_shared.destinations import Blocked
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import ErrorRaised, FlowFailed
+from megido_shared.hostpatterns import HostPatterns
 from megido_shared.settings import Common
 from tests.integration.capture.harness import Proxy, capture, flows, start
 from tests.integration.capture.upstream import Upstream
 from tests.integration.capture.upstream import serving as upstream_serving
-from tests.security.inprocess import serving
+from tests.support.inside import inside
 from tests.support.raw_server import OK, RawServer, Talk
 
 pytestmark = pytest.mark.timeout(120)
@@ -155,7 +155,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 @pytest.mark.parametrize("tunnel", [False, True])
 async def test_a_name_of_others_that_leads_here(tmp_path: Path, upstream: Upstream, names: Names, tunnel: bool) -> None:
     names.answers = {"foreign.example": ["127.0.0.1"]}
-    async with serving(tmp_path, api_url=f"http://localhost:{upstream.port}") as proxy:
+    async with inside(tmp_path, api_url=f"http://localhost:{upstream.port}") as proxy:
         answer = await ask(proxy.port, f"Foreign.Example.:{upstream.port}", tunnel=tunnel)
         assert answer.startswith(b"HTTP/1.1 502 ") and b"own API" in answer
     assert all(b"/proxy/api/config/" in head for head in upstream.seen)  # what the node itself asks
@@ -163,7 +163,7 @@ async def test_a_name_of_others_that_leads_here(tmp_path: Path, upstream: Upstre
 
 async def test_an_own_door_elsewhere_by_its_address(tmp_path: Path, names: Names) -> None:
     names.answers = {"api.example": ["198.51.100.7"], "alias.example": ["198.51.100.7"], "other.example": ["127.0.0.1"]}
-    async with serving(tmp_path, api_url="http://api.example:9") as proxy:
+    async with inside(tmp_path, api_url="http://api.example:9") as proxy:
         for host in ("api.example", "API.example.", "198.51.100.7", "[::ffff:198.51.100.7]", "alias.example"):
             assert b"own API" in await ask(proxy.port, f"{host}:9", tunnel=True), host
         answer = await ask(proxy.port, "other.example:9", tunnel=True)
@@ -177,7 +177,7 @@ async def test_a_name_server_that_changes_its_mind(tmp_path: Path, names: Names,
     async def listening(talk: Talk) -> None:
         await talk.rest()
 
-    async with RawServer(listening) as own, serving(tmp_path, api_url=f"http://localhost:{own.port}") as proxy:
+    async with RawServer(listening) as own, inside(tmp_path, api_url=f"http://localhost:{own.port}") as proxy:
         names.answers = {"rebinding.example": ["198.51.100.7", "127.0.0.1"]}
         answer = await ask(proxy.port, f"rebinding.example:{own.port}", tunnel=tunnel)
         assert names.asked == ["rebinding.example"] * 2
@@ -195,7 +195,7 @@ BLOCKED = "blocked.example, *.internal, 203.0.113.0/24, 127.0.0.8, 2001:db8::/32
 @pytest.mark.parametrize("tunnel", [False, True])
 async def test_blocked_destinations(tmp_path: Path, upstream: Upstream, names: Names, tunnel: bool) -> None:
     names.answers = {"friendly.example": ["203.0.113.9"], "here.example": ["127.0.0.1"]}
-    async with serving(tmp_path, blocked_destinations=BLOCKED) as proxy:
+    async with inside(tmp_path, blocked_destinations=BLOCKED) as proxy:
         blocked = ["blocked.example", "BLOCKED.example.", "a.internal", "a.b.INTERNAL", "203.0.113.1", "127.0.0.8"]
         blocked += ["[::ffff:203.0.113.1]", "[2002:cb00:7101::]", "[64:ff9b::cb00:7101]", "0xcb007101", "127.8"]
         blocked += ["[2001:db8:1::1]", "friendly.example", "xn--bcher-kva.example"]
@@ -211,9 +211,13 @@ async def test_blocked_destinations(tmp_path: Path, upstream: Upstream, names: N
 
 
 async def test_blocked_from_now_on(tmp_path: Path, upstream: Upstream) -> None:
-    async with serving(tmp_path) as proxy:
+    async with inside(tmp_path) as proxy:
         assert b" 200 " in await ask(proxy.port, f"127.0.0.1:{upstream.port}", tunnel=True)
-        proxy.change(blocked_destinations="127.0.0.0/8")
+        proxy.apply(blocked_destinations=f"127.0.0.0/8:{upstream.port + 1}")
+        assert b" 200 " in await ask(proxy.port, f"127.0.0.1:{upstream.port}", tunnel=True)
+        proxy.apply(blocked_destinations=f"localhost:{upstream.port}")
+        assert b"blocked_destinations" in await ask(proxy.port, f"localhost:{upstream.port}", tunnel=True)
+        proxy.apply(blocked_destinations=f"127.0.0.0/8:{upstream.port}")
         assert b"blocked_destinations" in await ask(proxy.port, f"127.0.0.1:{upstream.port}", tunnel=True)
 
 
@@ -238,6 +242,6 @@ async def test_behind_another_proxy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0.1/8", "*", "*.", "a b", "-x.example", "fe80::/129"])
 def test_a_bad_entry_is_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="no "):
-        Blocked(f"good.example,{entry}")
+        HostPatterns(f"good.example,{entry}")
     with pytest.raises(Invalid):
         check_value("blocked_destinations", f"good.example,{entry}")

@@ -112,8 +112,8 @@ def remedy(error: str, host: str) -> str:
         return ""
     return (
         ". Either the client must trust Megido's certificate authority (http://mitm.it through the proxy), or it pins "
-        f"the server's certificate: then add {host} to passthrough_hosts (--passthrough-hosts {host}, or PATCH "
-        f'/proxy/api/config/ {{"passthrough_hosts": "{host}"}})'
+        f"the server's certificate: then add {host} to passthrough_hosts (POST /proxy/api/config/passthrough/ "
+        f'{{"host": "{host}"}}, or at the start --passthrough-hosts {host})'
     )
 
 

@@ -18,8 +18,8 @@ from mitmproxy.proxy import mode_specs, server_hooks
 from megido_capture.counters import Counters
 from megido_capture.settings import CaptureSettings
 from megido_shared.addresses import Address, Endpoint, innermost, is_here, literal, parse_endpoints
-from megido_shared.destinations import Blocked, plain
 from megido_shared.errors import ConfigurationError
+from megido_shared.hostpatterns import HostPatterns, plain
 from megido_shared.settings import Common
 
 RESOLVE_SECONDS = 5.0
@@ -50,11 +50,11 @@ class OwnDoor:
         self._refuse = refuse
         self._counters = counters
         self._addresses: dict[str, tuple[float, frozenset[Address]]] = {}
-        self._blocked = Blocked(settings.blocked_destinations)
+        self._blocked = HostPatterns(settings.blocked_destinations)
 
     def apply(self, settings: CaptureSettings) -> None:
         """For the connections that are made from now on."""
-        self._blocked = Blocked(settings.blocked_destinations)
+        self._blocked = HostPatterns(settings.blocked_destinations)
 
     def protect(self, door: Endpoint, what: str) -> None:
         self._own.append((door, what))
@@ -71,7 +71,7 @@ class OwnDoor:
             if why := self._by_name(host, port, doors, blocked):
                 self._stop(data, why)
                 return None
-            return self._by_resolving(data, host, doors, blocked)
+            return self._by_resolving(data, host, port, doors, blocked)
         except Exception as error:  # noqa: BLE001 - fail closed
             self._failed(data, error)
             return None
@@ -81,11 +81,12 @@ class OwnDoor:
         if data.server.address is None or not data.server.peername:
             return
         try:
-            doors, blocked = self._doors(data.server.address[1]), self._blocked_for(data)
+            port = data.server.address[1]
+            doors, blocked = self._doors(port), self._blocked_for(data)
             if not doors and blocked is None:
                 return
             address = literal(data.server.peername[0])
-            why = _UNCHECKED if address is None else self._judge(_shown(data), address, doors, blocked)
+            why = _UNCHECKED if address is None else self._judge(_shown(data), port, address, doors, blocked)
             if why:
                 self._counters["refused_destinations"] += 1
                 self._refuse(data.client, data.server, why)
@@ -108,7 +109,7 @@ class OwnDoor:
             doors = self._doors(port)
             why = self._by_name(host, port, doors, self._blocked)
             if not why and (address := _spelled(host)) is not None:
-                why = self._judge(f"{host}:{port}", address, doors, self._blocked)
+                why = self._judge(f"{host}:{port}", port, address, doors, self._blocked)
         except Exception as error:  # noqa: BLE001 - fail closed
             self._counters.hook_failed("own_door", error)
             why = _UNCHECKED
@@ -120,25 +121,26 @@ class OwnDoor:
         own = [(door, what) for door, what in self._own if door.port == port]
         return own + [(door, "own listener") for door in self._listening() if door.port == port]
 
-    def _blocked_for(self, data: server_hooks.ServerConnectionHookData) -> Blocked | None:
+    def _blocked_for(self, data: server_hooks.ServerConnectionHookData) -> HostPatterns | None:
         """What is blocked for clients; the proxy behind this one is the operator's own choice."""
         mode = data.client.proxy_mode
         is_chained = isinstance(mode, mode_specs.UpstreamMode) and data.server.address == mode.address
         return None if self._blocked.empty or is_chained else self._blocked
 
-    def _by_name(self, host: str, port: int, doors: list[tuple[Endpoint, str]], blocked: Blocked | None) -> str:
+    def _by_name(self, host: str, port: int, doors: list[tuple[Endpoint, str]], blocked: HostPatterns | None) -> str:
         for door, what in doors:
             if door.host == host:
                 return _own(f"{host}:{port}", what)
-        entry = blocked.name(host) if blocked is not None else ""
+        entry = blocked.name(host, port) if blocked is not None else ""
         return _is_blocked(host, entry) if entry else ""
 
     async def _by_resolving(
         self,
         data: server_hooks.ServerConnectionHookData,
         host: str,
+        port: int,
         doors: list[tuple[Endpoint, str]],
-        blocked: Blocked | None,
+        blocked: HostPatterns | None,
     ) -> None:
         try:
             for door, _ in doors:
@@ -146,24 +148,31 @@ class OwnDoor:
             spelled = _spelled(host)
             if spelled is not None:
                 addresses = frozenset((spelled,))
-            elif doors or (blocked is not None and blocked.networks):
+            elif doors or (blocked is not None and blocked.has_networks):
                 addresses = await _resolve(host)
             else:
                 return
             for address in addresses:
-                if why := self._judge(_shown(data), address, doors, blocked):
+                if why := self._judge(_shown(data), port, address, doors, blocked):
                     self._stop(data, why)
                     return
         except Exception as error:  # noqa: BLE001 - fail closed
             self._failed(data, error)
 
-    def _judge(self, shown: str, address: Address, doors: list[tuple[Endpoint, str]], blocked: Blocked | None) -> str:
+    def _judge(
+        self,
+        shown: str,
+        port: int,
+        address: Address,
+        doors: list[tuple[Endpoint, str]],
+        blocked: HostPatterns | None,
+    ) -> str:
         for door, what in doors:
             _, own = self._addresses.get(door.host, (0.0, frozenset[Address]()))
             own = own or frozenset(filter(None, (_spelled(door.host),)))
             if innermost(address) in own or (any(map(is_here, own)) and is_here(address)):
                 return _own(shown, what)
-        entry = blocked.address(address) if blocked is not None else ""
+        entry = blocked.address(address, port) if blocked is not None else ""
         return _is_blocked(shown if str(address) in shown else f"{shown} ({address})", entry) if entry else ""
 
     async def _learn(self, host: str) -> None:

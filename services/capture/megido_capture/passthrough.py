@@ -8,7 +8,7 @@ from mitmproxy.proxy.context import Context
 
 from megido_capture.counters import Counters, contained
 from megido_capture.settings import CaptureSettings
-from megido_shared.hostpatterns import HostPatterns, plain_host
+from megido_shared.hostpatterns import HostPatterns, plain
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ class PassThrough:
         self.apply(settings)
 
     def apply(self, settings: CaptureSettings) -> None:
-        self._hosts = HostPatterns.parse(settings.passthrough_hosts)
+        self._hosts = HostPatterns(settings.passthrough_hosts)
 
     @contained
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        if not self._hosts.patterns or data.ignore_connection:
+        if self._hosts.empty or data.ignore_connection:
             return
         hosts, port = _destination(data.context, data.client_hello.sni)
         if self._hosts.match(hosts, port):
@@ -48,7 +48,7 @@ class PassThrough:
             self._say(hosts[0])
 
     def _say(self, host: str) -> None:
-        name = plain_host(host)
+        name = plain(host)
         if name not in self._named and len(self._named) < MAX_NAMED:
             self._named.add(name)
             logger.info("TLS to %s passes through unrecorded (passthrough_hosts)", name)

@@ -13,7 +13,7 @@ import h2.errors
 import h2.events
 
 from tests.integration.capture.harness import Proxy
-from tests.integration.capture.inprocess import Inside
+from tests.support.inside import Inside
 
 FRAME = 16_384
 STALLED = 1.0

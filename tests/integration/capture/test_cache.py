@@ -17,7 +17,7 @@ from megido_shared.config import PayloadRule
 from megido_shared.events import unpack_headers
 from tests.integration.capture.conftest import server_context
 from tests.integration.capture.harness import ROOT, body, capture, curl, flows
-from tests.integration.capture.inprocess import Inside, inside
+from tests.support.inside import Inside, inside
 from tests.support.raw_server import RawServer, Talk
 
 PNG = b"\x89PNG" + bytes(range(256))

@@ -11,8 +11,8 @@ import pytest
 from megido_capture.limits import IDLE
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, NodeStatus
 from tests.integration.capture.harness import Proxy, capture, curl, flows, mitm, read_events
-from tests.integration.capture.inprocess import inside
 from tests.integration.capture.upstream import Upstream
+from tests.support.inside import inside
 
 
 @pytest.fixture
@@ -143,7 +143,11 @@ async def test_a_client_that_refuses_us_is_told_what_to_do(proxy: Proxy, upstrea
     found = await proxy.until(lambda events: any(event.seq for event in events))
     [event] = [event for event in found if event.seq]
     assert isinstance(event, ErrorRaised) and event.failure.error_type is ErrorType.SSL_ERROR
-    for part in ("http://mitm.it", "--passthrough-hosts localhost", 'PATCH /proxy/api/config/ {"passthrough_hosts"'):
+    for part in (
+        "http://mitm.it",
+        "--passthrough-hosts localhost",
+        'POST /proxy/api/config/passthrough/ {"host": "localhost"}',
+    ):
         assert part in event.failure.message
 
 

@@ -11,8 +11,8 @@ import websockets
 
 from megido_shared.events import AuthAttempted, FlowStarted
 from tests.integration.capture.harness import body, curl, flows
-from tests.integration.capture.inprocess import Inside, inside
 from tests.integration.capture.upstream import Upstream, body_of_size, closed_port
+from tests.support.inside import Inside, inside
 
 LARGE = 700_001
 """Bytes: streams, in several chunks."""

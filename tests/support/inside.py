@@ -1,6 +1,7 @@
 """The proxy of `megido capture` inside the test's own loop, for what is changed while it serves."""
 
 import asyncio
+import atexit
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ class Inside:
         return self.data_dir / "ca" / "mitmproxy-ca-cert.pem"
 
     def apply(self, **changed: Any) -> None:
-        """Settings as a user of a running mitmproxy changes them."""
+        """Other settings from now on. Raises ConfigurationError and changes nothing when they cannot be."""
         self.node.restart(Start(replace(self.node.settings, **changed)))
 
     async def events(self) -> list[Any]:
@@ -57,9 +58,12 @@ async def inside(data_dir: Path, **options: Any) -> AsyncIterator[Inside]:
     if serving.done():
         started.cancel()
         serving.result()
-    assert addon.node is not None
+    node = addon.node
+    assert node is not None
     try:
-        yield Inside(addon.node, data_dir, int(addon.node.listening().rpartition(":")[2]))
+        yield Inside(node, data_dir, int(node.listening().rpartition(":")[2]))
     finally:
+        node.registry.flows.clear()  # what a test leaves open is not waited for
         stop.set()
         await serving
+        atexit.unregister(node.journal.close)
