@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: help setup run kafka test test-unit test-deps test-security e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-journal bench-replay clean
 
 help: ## Show this help
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 setup: ## Make .venv from the lock file
 	@scripts/setup.sh
@@ -20,7 +20,7 @@ kafka: setup ## Run one Apache Kafka node on localhost:9092 (fetched once; needs
 	@$(PY) scripts/kafka.py fetch
 	@exec $(PY) scripts/kafka.py run $(ARGS)
 
-test-deps: setup
+test-deps: setup ## Fetch what the tests need: Kafka, Chromium
 	@$(PY) scripts/kafka.py fetch
 	@scripts/browser.sh
 
@@ -57,7 +57,7 @@ fmt: setup ## Format, and mend what can be mended
 bench-replay: setup ## The replayer's sender against aiohttp
 	@$(PY) -m benchmarks.replay $(ARGS)
 
-bench: bench-capture bench-ingest ## All benchmarks
+bench: bench-capture bench-ingest ## The two benchmarks of the claims
 
 bench-capture: setup ## Full capture against bare mitmdump
 	@$(PY) -m benchmarks.capture $(ARGS)
