@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megido_shared import events
@@ -19,7 +19,10 @@ from tests.support.waiting import until
 class IngestProcess:
     """Started at once, over the local bus or Kafka; `failpoint` is MEGIDO_FAILPOINT."""
 
-    def __init__(self, url: str, data_dir: Path, *, kafka: str = "", failpoint: str = "") -> None:
+    def __init__(
+        self, url: str, data_dir: Path, *, kafka: str = "", failpoint: str = "", arguments: Sequence[str] = (),
+        kafka_prefix: str = "",
+    ) -> None:  # fmt: skip
         data_dir.parent.mkdir(parents=True, exist_ok=True)
         self._output = data_dir.parent / f"ingest-{len(list(data_dir.parent.glob('ingest-*')))}.log"
         env = {k: v for k, v in os.environ.items() if not k.startswith(("MEGIDO_", "PROXY_"))}
@@ -30,6 +33,9 @@ class IngestProcess:
             "--metrics-port", "0", "--log-dir", str(data_dir.parent / "logs"),
         ]  # fmt: skip
         command += ["--kafka", kafka] if kafka else []
+        command += arguments
+        if kafka_prefix:
+            env["MEGIDO_KAFKA_PREFIX"] = kafka_prefix
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
 
