@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from megido_ingest import assembly, failures
+from megido_ingest.accounts import AccountMetrics, keep_shown
 from megido_ingest.health import Health
 from megido_ingest.jsonlogs import JsonLogWriter
 from megido_ingest.metrics import Metrics
@@ -137,6 +138,7 @@ class Leader:
         self._session = Session(url, "megido ingest leader", shard=False)
         self._open_flows = OpenFlows(self._session, clock, health, metrics)
         self._clock = clock
+        self._accounts = AccountMetrics(metrics.registry)
         self._partitions_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -169,6 +171,7 @@ class Leader:
         tasks = [
             asyncio.create_task(_kept_up("outbox relay", relay.run, resign)),
             asyncio.create_task(_kept_up("JSON logs", logs.run, resign)),
+            asyncio.create_task(_kept_up("accounting", self._show_accounts, resign)),
         ]
         try:
             while not stop.is_set():
@@ -183,6 +186,9 @@ class Leader:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await engine.dispose()
+
+    async def _show_accounts(self, stop: asyncio.Event) -> None:
+        await keep_shown(self._url, self._bus, self._clock, self._accounts, stop)
 
     async def _partitions(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
         now = self._clock.monotonic()
