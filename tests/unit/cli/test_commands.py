@@ -10,7 +10,19 @@ import pytest
 from megido.main import SERVICES, main
 
 MEGIDO = Path(sys.executable).with_name("megido")
-COMMANDS = ("up", *SERVICES, "migrate", "list", "search", "errors", "accounting", "show", "replay", "replay-range")
+COMMANDS = (
+    "up",
+    *SERVICES,
+    "migrate",
+    "list",
+    "search",
+    "errors",
+    "accounting",
+    "dead-letters",
+    "show",
+    "replay",
+    "replay-range",
+)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +33,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "migrate", "list", "search", "errors", "accounting", "show", "replay", "replay-range"]
+    "command",
+    ["up", "migrate", "list", "search", "errors", "accounting", "dead-letters", "show", "replay", "replay-range"],
 )
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
