@@ -28,6 +28,7 @@ class Cause:
     stack_trace: str = ""
 
 
+_ADVICE = "Disable the validate_inbound_headers option to skip this security check."
 _CUT_HEAD = "unexpected server response: "
 _REFUSED = re.compile(
     r"unknown ca|bad certificate|certificate unknown|not trust|disconnected during|^connection closed$"
@@ -47,7 +48,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], ErrorType], ...] = tuple(
             r"|^HTTP request has no host header",
             ErrorType.PROTOCOL_ERROR,
         ),
-        (r"^stream reset by|^HTTP/2 connection closed", ErrorType.CONNECTION_RESET),
+        (
+            r"^stream reset by|^HTTP/2 connection closed|^Upstream proxy \S+ refused HTTP CONNECT",
+            ErrorType.CONNECTION_RESET,
+        ),
         (
             r"\[Errno -\d+\]|getaddrinfo|name or service not known|name resolution|nodename nor servname",
             ErrorType.DNS_ERROR,
@@ -95,6 +99,11 @@ def cause_of_message(message: str) -> Cause:
     return Cause(type_of_message(message), message)
 
 
+def without_advice(message: str) -> str:
+    """mitmproxy's text without the advice to switch a check off that Megido never switches off."""
+    return message.replace(_ADVICE, "This check cannot be switched off.")
+
+
 def plain(message: str) -> str:
     """mitmproxy's text without the bytes of the traffic that it quotes: how many they are stands for them. A message
     goes to places where a body does not: the JSON logs, lists, a terminal."""
@@ -102,7 +111,7 @@ def plain(message: str) -> str:
         message = message.replace(_CUT_HEAD, "the server closed the connection within the head of its response: ", 1)
     elif message.startswith("stream reset by client"):
         message = message.replace("stream reset by client", "HTTP/2 stream reset", 1)  # said of servers as well
-    message = _LITERAL.sub(_size_of, message)
+    message = _LITERAL.sub(_size_of, without_advice(message))
     return _HEX.sub(lambda found: f"<{len(found[0]) // 2} bytes>", message)[:MAX_MESSAGE]
 
 

@@ -97,21 +97,25 @@ async def black_hole(over: str, authority: trustme.CA) -> AsyncIterator[tuple[st
         yield "127.0.0.1", port
 
 
-@contextlib.asynccontextmanager
-async def without_tls(over: str, authority: trustme.CA) -> AsyncIterator[tuple[str, int]]:
-    async def speak(talk: Talk) -> None:
-        await talk.some()
-        await talk.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-    async with RawServer(speak) as server:
-        yield "localhost", server.port
+async def bad_request(talk: Talk) -> None:
+    await talk.some()
+    await talk.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
 
-@contextlib.asynccontextmanager
-async def silent(over: str, authority: trustme.CA) -> AsyncIterator[tuple[str, int]]:
-    """It takes connections and says nothing, not even TLS."""
-    async with RawServer(never) as server:
-        yield "localhost", server.port
+def speaks_plainly(script: Script) -> Server:
+    """A server without TLS, whatever it is reached over."""
+
+    @contextlib.asynccontextmanager
+    async def made(over: str, authority: trustme.CA) -> AsyncIterator[tuple[str, int]]:
+        async with RawServer(script) as server:
+            yield "localhost", server.port
+
+    return made
+
+
+def refusing_proxy(status: bytes) -> Server:
+    """The proxy behind ours, which opens no tunnel: what is asked for is itself, so that its port says both."""
+    return speaks_plainly(says(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"))
 
 
 def expired(authority: trustme.CA) -> trustme.LeafCert:

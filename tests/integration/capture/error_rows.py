@@ -12,6 +12,7 @@ from tests.integration.capture.breakage import (
     SEEN,
     Client,
     Server,
+    bad_request,
     black_hole,
     certified,
     curling,
@@ -34,14 +35,14 @@ from tests.integration.capture.breakage import (
     in_tunnel,
     never,
     nobody,
+    refusing_proxy,
     says,
     self_signed,
     sending,
-    silent,
     speaks,
+    speaks_plainly,
     unknown_authority,
     unknown_name,
-    without_tls,
     wrong_host,
 )
 
@@ -72,6 +73,7 @@ CHUNK = b"64\r\n" + SEEN + b"\r\n"
 BOTH = b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 TWO = b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"
 NONSENSE = b"Content-Length: many\r\n\r\nabcd"
+THROUGH_SERVER = ("--mode", "upstream:http://127.0.0.1:{port}")
 quiet = speaks(never)
 curl = curling()
 fine = speaks(says(OK + b"Content-Length: 2\r\n\r\nok"))
@@ -93,7 +95,7 @@ class Row:
     says: str = ""
     """Part of the message."""
     options: tuple[str, ...] = ()
-    """Flags of the proxy."""
+    """Flags of the proxy; `{port}` in them is the server's."""
 
     def recorded_as(self, over: str) -> type[FlowFailed | ErrorRaised | AuthAttempted]:
         if self.error is AUTH:
@@ -109,18 +111,35 @@ ROWS = (
         "no connection within `connection_timeout`",
         TIMEOUT,
         UNREACHED,
+        bad_request,
         black_hole,
         says="no connection within 3 seconds",
+    ),
+    Row(
+        "the proxy behind (mode upstream) asks for credentials",
+        RESET,
+        NO_TLS,
+        refusing_proxy(b"407 Proxy Authentication Required"),
+        says="407 Proxy Authentication Required",
+        options=THROUGH_SERVER,
+    ),
+    Row(
+        "the proxy behind (mode upstream) opens no tunnel",
+        RESET,
+        NO_TLS,
+        refusing_proxy(b"403 No certificate for you"),
+        says="403 No certificate",
+        options=THROUGH_SERVER,
     ),
     # TLS with the server.
     Row(
         "the server's TLS handshake takes longer than `connection_timeout`",
         TIMEOUT,
         NO_TLS,
-        silent,
+        speaks_plainly(never),
         says="no TLS handshake within 3 seconds",
     ),
-    Row("the server speaks no TLS", SSL, NO_TLS, without_tls, says="does not speak TLS"),
+    Row("the server speaks no TLS", SSL, NO_TLS, speaks_plainly(bad_request), says="does not speak TLS"),
     Row("the server's certificate has expired", SSL, NO_TLS, certified(expired), says="expired"),
     Row("the server's certificate is self-signed", SSL, NO_TLS, certified(self_signed), says="self-signed"),
     Row("the server's certificate is for another host", SSL, NO_TLS, certified(wrong_host), says="name mismatch"),

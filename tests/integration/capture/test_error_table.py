@@ -38,8 +38,8 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, trusted: str) -> Iterato
 
 @pytest.mark.parametrize(("row", "over"), CASES)
 async def test_error(impatient: Starter, authority: trustme.CA, row: Row, over: str) -> None:
-    proxy = impatient(row.options).from_now()
     async with row.server(over, authority) as (host, port):
+        proxy = impatient(tuple(option.format(port=port) for option in row.options)).from_now()
         got = await row.client(Place(proxy, over, port, authority, host))
         assert got == row.gets[over]
         await proxy.until(lambda events: any(event.seq for event in events))
