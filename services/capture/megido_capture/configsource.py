@@ -5,7 +5,8 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from urllib.parse import urlencode
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a poll, in the host's own log
 
 RETRY_AFTER = 2.0
+POLL_EVERY = 2.0
+"""Seconds between questions to the API: what is revoked there is revoked here as soon as on a bus."""
 POLL_TIMEOUT = 5.0
 COMPLAIN_AT = 4
 """Failures in a row: the services of one start come up in any order, and that is no trouble."""
@@ -32,6 +35,16 @@ type BusIsFed = Callable[[], bool]
 
 class _Answer(msgspec.Struct):
     snapshots: list[Snapshot]
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What the API answered: all scopes, under a `tag` to ask again with, or of an older one its rules alone. Neither:
+    nothing has changed since that tag."""
+
+    snapshots: Sequence[Snapshot] | None = None
+    rules: Sequence[PayloadRule] | None = None
+    tag: str = ""
 
 
 class _RulesAnswer(msgspec.Struct):
@@ -64,6 +77,8 @@ class ConfigSource:
         self._fresh_at = time.monotonic()
         self._failures = 0
         self._unsaved = asyncio.Event()
+        self._known = ("", 0)
+        """The tag of the API's answer that is in force, and what the bus had said by then."""
 
     @property
     def stale(self) -> bool:
@@ -102,10 +117,24 @@ class ConfigSource:
     async def _reread(self) -> None:
         if self._bus_is_fed():
             await self._reread_bus()
+            await asyncio.sleep(self.cache_ttl)
         else:
-            self._live.replace(await asyncio.to_thread(fetch, *self._api, os.environ))
-            self._succeeded()
-        await asyncio.sleep(self.cache_ttl)
+            await self._poll()
+            await asyncio.sleep(min(POLL_EVERY, self.cache_ttl))
+
+    async def _poll(self) -> None:
+        """Asks the API until its answer is not older than what the bus has said meanwhile."""
+        current = False
+        while not current:
+            asked_at = self._live.taken
+            tag, known_at = self._known
+            found = await asyncio.to_thread(fetch, *self._api, os.environ, tag if known_at == asked_at else "")
+            current = True
+            if found.rules is not None:
+                self._live.replace_rules(found.rules)
+            elif found.snapshots is not None and (current := self._live.replace(found.snapshots, asked_at=asked_at)):
+                self._known = (found.tag, asked_at)
+        self._succeeded()
 
     async def _reread_bus(self) -> None:
         bus = self._open_bus()
@@ -135,24 +164,26 @@ class ConfigSource:
             self._unsaved.set()
 
 
-def fetch(api_url: str, source_app: str, node: str, env: Mapping[str, str]) -> list[Snapshot]:
-    """Asks the API for all scopes; an older one, that knows none, for its rules. Blocks: for a thread. Raises
-    httpx.HTTPError, msgspec.DecodeError."""
-    headers = {}
+def fetch(api_url: str, source_app: str, node: str, env: Mapping[str, str], tag: str = "") -> Polled:
+    """Asks the API for all scopes, unless they are still those of `tag`; an older one, that knows none, for its rules.
+    Blocks: for a thread. Raises httpx.HTTPError, msgspec.DecodeError."""
+    headers = {"If-None-Match": tag} if tag else {}
     if token := env.get("MEGIDO_API_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
     # No proxies from the environment: HTTP_PROXY may well be this very process.
     with httpx.Client(trust_env=False, timeout=POLL_TIMEOUT, verify=_tls(), headers=headers) as client:
         query = urlencode({"source_app": source_app, "node": node})
         answer = client.get(f"{api_url}/proxy/api/config/active/?{query}")
+        if tag and answer.status_code == httpx.codes.NOT_MODIFIED:
+            return Polled()
         if answer.status_code != httpx.codes.NOT_FOUND:
             answer.raise_for_status()
-            return _decoder.decode(answer.content[:MAX_ANSWER]).snapshots
+            snapshots = _decoder.decode(answer.content[:MAX_ANSWER]).snapshots
+            return Polled(snapshots=snapshots, tag=answer.headers.get("etag", ""))
         query = urlencode({"source_app": source_app})
         answer = client.get(f"{api_url}/interceptor/api/payload-rules/active/?{query}")
         answer.raise_for_status()
-        rules = _rules_decoder.decode(answer.content[:MAX_ANSWER]).rules
-        return [Snapshot(scope="global", version=0, rules=tuple(rules))]
+        return Polled(rules=_rules_decoder.decode(answer.content[:MAX_ANSWER]).rules)
 
 
 @cache

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megido_capture.lastgood import LastKnownGood, Unreadable
+from megido_capture.lastgood import Copy, LastKnownGood, Unreadable
 from megido_capture.liveconfig import LiveConfiguration, Start
 from megido_capture.settings import CONFIGURED, NAMES, CaptureSettings, option_of
 from megido_shared.config import PayloadRule, ProxySettings, Snapshot, encode_snapshot
@@ -158,7 +158,7 @@ def test_rules_of_all_scopes_each_once(tmp_path: Path) -> None:
 
 def test_the_copy_is_private_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
-    assert parts.store.load() == []
+    assert parts.store.load() == Copy()
     take(parts.live, snapshot(1, max_body_size=5))
     parts.live.save()
     copy = tmp_path / "last-known-good" / "capture-0"
@@ -199,3 +199,147 @@ def test_what_the_start_itself_decides_on_access_needs_no_copy(tmp_path: Path) -
     (tmp_path / "last-known-good" / "capture-0").write_bytes(b"")
     live = Parts(tmp_path, "auth_required", "auth_token", auth_required=True, auth_token="t").live
     assert not live.closed and live.settings.auth_required
+
+
+def lost(tmp_path: Path, *snapshots: Snapshot) -> LiveConfiguration:
+    """Of a node whose copy of these was damaged."""
+    parts = Parts(tmp_path)
+    take(parts.live, *snapshots)
+    parts.live.save()
+    (tmp_path / "last-known-good" / "capture-0").write_bytes(b"")
+    return Parts(tmp_path).live
+
+
+def test_one_scope_does_not_open_what_others_may_have_closed(tmp_path: Path) -> None:
+    live = lost(tmp_path, snapshot(1, auth_enabled=True, auth_token_hash="h"), snapshot(2, "app:browser"))
+    take(live, snapshot(2, "app:browser", max_body_size=5))
+    assert live.closed and "global" in live.closed and "is gone" not in live.error and "cannot be read" in live.error
+    assert not live.unsaved
+    live.save()
+    assert Parts(tmp_path).live.closed, "the ruins are kept until all is known again"
+    take(live, snapshot(1, auth_enabled=True, auth_token_hash="h"))
+    assert (live.closed, live.error, live.settings.auth_required) == ("", "", True)
+    assert live.unsaved
+    live.save()
+    assert Parts(tmp_path).live.settings == live.settings
+
+
+def test_each_scope_of_a_lost_copy_must_come_back(tmp_path: Path) -> None:
+    live = lost(tmp_path, snapshot(1), snapshot(2, "app:browser", ip_blacklist="10.0.0.0/8"))
+    take(live, snapshot(1))
+    assert "waiting for app:browser" in live.closed
+    live.replace([snapshot(3)])
+    assert not live.closed and not live.error, "the API says all that there is"
+
+
+def test_a_mark_that_cannot_be_read_waits_for_every_scope(tmp_path: Path) -> None:
+    lost(tmp_path, snapshot(1, ip_blacklist="10.0.0.0/8"))
+    (tmp_path / "last-known-good" / "capture-0.guarded").write_bytes(b"")
+    live = Parts(tmp_path).live
+    take(live, snapshot(1), snapshot(2, "node:capture-0"))
+    assert live.closed
+    take(live, snapshot(3, "app:browser"))
+    assert not live.closed
+
+
+def test_blocked_destinations_are_guarded(tmp_path: Path) -> None:
+    assert lost(tmp_path, snapshot(1, blocked_destinations="169.254.0.0/16")).closed
+
+
+def test_a_scope_that_could_never_be_read_closes_and_its_error_outlives_those_of_others(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+    live.take("global", b"\0")
+    take(live, snapshot(1, "app:browser", max_body_size=5))
+    assert live.closed and "the snapshot of global cannot be read" in live.error
+    take(live, snapshot(2))
+    assert (live.closed, live.error) == ("", "")
+    live.take("global", b"\0")
+    take(live, snapshot(3, "app:browser", max_body_size=6))
+    assert (live.closed, live.settings.max_body_size) == ("", 6), "what is known of it stays in force"
+    assert "the snapshot of global" in live.error
+    live.take("node:capture-0", encode_snapshot(snapshot(9)))
+    assert live.closed, "the snapshot of another scope is none"
+
+
+def test_a_refused_configuration_restricts_all_the_same(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    take(parts.live, snapshot(1, auth_token_hash="h", ip_whitelist="10.0.0.0/8", blocked_destinations="a.example"))
+    take(parts.live, snapshot(2, "app:browser", connection_timeout=0))
+    assert "version 2 is refused" in parts.live.error and not parts.live.closed
+    take(
+        parts.live,
+        snapshot(
+            3,
+            auth_enabled=True,
+            auth_token_hash="new",
+            ip_whitelist="10.1.0.0/16, 192.168.0.0/16",
+            ip_blacklist="10.1.1.1",
+            blocked_destinations="b.example",
+            max_body_size=5,
+        ),
+    )
+
+    def in_force(live: LiveConfiguration) -> tuple[object, ...]:
+        found = live.settings
+        assert not live.closed and live.version == 1 and "version 3 is refused" in live.error
+        return (
+            found.auth_required,
+            found.auth_token_hash,
+            found.ip_whitelist,
+            found.ip_blacklist,
+            found.blocked_destinations,
+            found.max_body_size,
+        )
+
+    expected = (True, "new", "10.1.0.0/16", "10.1.1.1", "a.example, b.example", CaptureSettings().max_body_size)
+    assert in_force(parts.live) == expected
+    parts.live.save()
+    assert in_force(Parts(tmp_path).live) == expected, "over a restart too"
+    take(parts.live, snapshot(4, "app:browser"))
+    assert (parts.live.error, parts.live.settings.max_body_size, parts.live.settings.ip_whitelist) == (
+        "",
+        5,
+        "10.1.0.0/16, 192.168.0.0/16",
+    )
+
+
+def test_nobody_is_served_when_credentials_are_asked_for_and_none_are_left(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    take(parts.live, snapshot(1, auth_enabled=True, auth_token_hash="h"))
+    take(parts.live, snapshot(2, "app:browser", auth_enabled=False, auth_token_hash=""))
+    assert not parts.live.closed and not parts.live.settings.auth_required
+    take(parts.live, snapshot(3, "node:capture-0", auth_enabled=True))
+    assert "nothing to compare with" in parts.live.error and parts.live.closed and parts.live.settings.auth_required
+    take(parts.live, snapshot(4, auth_enabled=True, auth_token_hash="h", ip_blacklist="10.0.0.0/8"))
+    assert parts.live.settings.ip_blacklist == "10.0.0.0/8"
+    parts.live.save()
+    assert Parts(tmp_path).live.closed
+    take(parts.live, snapshot(5, "app:browser"))
+    assert (parts.live.closed, parts.live.error, parts.live.settings.auth_token_hash) == ("", "", "h")
+
+
+def test_nobody_is_served_when_no_address_is_in_both_whitelists(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+    take(live, snapshot(1, ip_whitelist="10.0.0.0/8"), snapshot(2, ip_whitelist="fe80::/10", connection_timeout=0))
+    assert "ip_whitelist" in live.closed
+
+
+def test_an_answer_older_than_the_bus_is_not_taken(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+    asked_at = live.taken
+    take(live, snapshot(8, max_body_size=8))
+    assert not live.replace([snapshot(7, max_body_size=7)], asked_at=asked_at)
+    assert (live.version, live.settings.max_body_size) == (8, 8)
+    assert live.replace([snapshot(7, max_body_size=7)], asked_at=live.taken)
+    assert live.version == 7, "asked after that, the API is the truth"
+
+
+def test_rules_of_an_older_api_leave_settings_in_force(tmp_path: Path) -> None:
+    live = Parts(tmp_path).live
+    live.replace([snapshot(3, auth_enabled=True, auth_token_hash="h"), snapshot(4, "app:browser", max_body_size=4)])
+    in_force = live.settings
+    rule = PayloadRule(
+        id=1, name="r", target_url_pattern=".", injection_type="header", injection_point="X", payload_content=""
+    )
+    live.replace_rules([rule])
+    assert (live.settings, live.rules, live.version) == (in_force, (rule,), 4)
