@@ -134,12 +134,18 @@ class MegidoAddon:
             ctx.options.update(mode=[_on_loopback(mode, ctx.options.listen_port) for mode in ctx.options.mode])
         self.node.start()
 
+    async def end_connections(self) -> None:
+        """Nobody new is served, and who is idle is let go."""
+        if self.node is not None:
+            await self.node.end_connections()
+            self.addons = self.node.addons
+
     async def done(self) -> None:
+        if self.node is not None and self._hosted:
+            await self.end_connections()
+            await self.node.drain()
         node, self.node = self.node, None
-        if node is not None and self._hosted:
-            await node.drain()
-            await node.stop()
-        elif node is not None:
+        if node is not None:
             await node.stop()
 
     def _defaults(self) -> dict[str, Any]:

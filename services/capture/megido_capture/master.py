@@ -133,18 +133,12 @@ class CaptureMaster(master.Master):
                 await self.running()
                 ready()
                 await stop.wait()
-                await self._stop_accepting()
                 if self.capture.node is not None:
-                    self.capture.node.end_connections()
+                    await self.capture.end_connections()
                     self.dispatcher.forget()
                     await self.capture.node.drain(hurry=_second_signal())
             finally:
                 await self.done()
-
-    async def _stop_accepting(self) -> None:
-        for instance in self.proxyserver.servers:
-            if instance.is_running:
-                await instance.stop()
 
     def _why_not_listening(self) -> str:
         for found in self.proxyserver.servers:

@@ -67,6 +67,8 @@ INGEST_GROUP = "ingest"
 TICK = 0.1
 DRAIN = 10.0
 """Seconds that open flows get to end when the node stops."""
+CUT = 1.0
+"""Seconds that the hooks of connections which were cut then get to tell their ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,8 +263,11 @@ class Node:
         self._recovery.start()
         self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.config_source.run())]
 
-    def end_connections(self) -> None:
-        """From now on connections end with what is in flight on them, and idle ones at once."""
+    async def end_connections(self) -> None:
+        """From now on none is accepted, and connections end with what is in flight on them, idle ones at once."""
+        for instance in self._proxyserver.servers:
+            if instance.is_running:
+                await instance.stop()
         self._drain = Drain(
             self.registry,
             self.counters,
@@ -270,18 +275,31 @@ class Node:
             layer_of=self._layer_of,
             cut=partial(cut, self._transport, why="stop"),
         )
-        self.addons.insert(0, self._drain)
+        # A new list: hooks that wait for something are still walking the old one.
+        self.addons = [self._drain, *self.addons]
 
     async def drain(self, seconds: float = DRAIN, hurry: asyncio.Event | None = None) -> None:
         """Waits until every flow has ended, and until what earlier lives left open is told, at most `seconds` and not
-        once `hurry` is set; what is open then becomes `FlowInterrupted`, here or at the next start."""
+        once `hurry` is set; what is open then becomes `FlowInterrupted`, here or at the next start, and no client is
+        served any more."""
         self.backpressure.room.give_up()
         deadline = time.monotonic() + seconds
         while self._busy() and time.monotonic() < deadline and not (hurry and hurry.is_set()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # hooks end what is open
+        await self.websockets.end_all(self._proxyserver.inject_event)
+        await self._cut_clients()
         for state in list(self.registry.flows.values()):
             self.recorder.interrupt(state)
-        await self.websockets.end_all(self._proxyserver.inject_event)
+
+    async def _cut_clients(self) -> None:
+        """Before anything is recorded as interrupted: whoever is still connected may get the whole answer."""
+        self.recorder.stopping = self.websockets.cutting = True
+        deadline = time.monotonic() + CUT
+        for client in list(self.registry.clients.values()):
+            cut(self._transport, client.conn, why="stop")
+        while self.registry.clients and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # hooks end them
+        self.websockets.give_up()
 
     def _busy(self) -> bool:
         in_use = self._drain.step() if self._drain is not None else bool(self.registry.flows)

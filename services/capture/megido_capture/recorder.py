@@ -45,6 +45,8 @@ class Recorder:
         self._clock = clock
         self.keep = keep
         """Of the flows that open from now on."""
+        self.stopping = False
+        """The node cuts its clients: what has not ended by now is interrupted."""
         self.arrived: Callable[[http.HTTPFlow], tuple[bytes, bytes]] = lambda flow: (b"", b"")
         """What there is of the bodies of a flow that ends before they do."""
         self.was_reset: Callable[[http.HTTPFlow], bool] = lambda flow: False
@@ -82,6 +84,9 @@ class Recorder:
 
     @contained
     def error(self, flow: http.HTTPFlow) -> None:
+        if self.stopping:
+            self._interrupt(flow)
+            return
         state = self._ended(flow)
         if state is None:
             return
@@ -111,14 +116,20 @@ class Recorder:
 
     def interrupt(self, state: FlowState) -> None:
         """Appends `FlowInterrupted`: this process ends before the flow does."""
-        if self._ended(state.flow) is not None:
+        self._interrupt(state.flow)
+
+    def _interrupt(self, flow: http.HTTPFlow) -> None:
+        state = self._ended(flow)
+        if state is not None:
             self._emitter.write(FlowInterrupted(**self._fields(state, terminal=True, cut_short=True)))
             self.counters["interrupted"] += 1
 
     def client_gone(self, flows: list[FlowState]) -> None:
         """Ends what is still open of a connection that has closed: mitmproxy told us of no end."""
         for state in flows:
-            if self._ended(state.flow) is not None:
+            if self.stopping:
+                self._interrupt(state.flow)
+            elif self._ended(state.flow) is not None:
                 self._fail(state, failure("client disconnected", state.cut))
 
     def tick(self, now: float) -> None:

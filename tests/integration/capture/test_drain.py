@@ -10,11 +10,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from megido_capture.node import DRAIN
-from megido_shared.events import FlowInterrupted, WebSocketMessage
+from megido_shared.events import FlowInterrupted, FlowStarted, WebSocketMessage
 from tests.integration.capture.harness import Proxy, body, capture, flows, read_events, until
 from tests.integration.capture.test_limits import closed
 from tests.integration.capture.test_websocket import echoing
-from tests.integration.capture.upstream import PIECE, Upstream
+from tests.integration.capture.upstream import PIECE, Upstream, full_backlog
+from tests.support.inside import inside
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -112,6 +113,42 @@ async def test_a_websocket_in_use_gets_its_time(tmp_path: Path, upstream: Upstre
         assert chat.close_code == 1001
         assert await asyncio.to_thread(proxy.process.wait, 20) == 0
         idle[1].close()
+
+
+async def test_who_is_interrupted_gets_no_answer_any_more(tmp_path: Path, upstream: Upstream) -> None:
+    """One that comes between the end of the drain and the end of the process."""
+    upstream.release.clear()
+    async with inside(tmp_path / "data") as proxy:
+        waiting, streaming = await ask(proxy, upstream, "slow/1"), await ask(proxy, upstream, "close/9000")
+        await seen(upstream, b"/slow/1")
+        assert b" 200 " in await head(streaming[0])
+        await proxy.node.drain(seconds=0)
+        upstream.release.set()
+        assert await asyncio.wait_for(waiting[0].read(65536), 20) == b""
+        assert len(await asyncio.wait_for(streaming[0].read(), 20)) < 9000
+        found = await proxy.events()
+        for _, writer in (waiting, streaming):
+            writer.close()
+    assert sorted(flow.request.target for flow in flows(found, FlowInterrupted)) == [b"/close/9000", b"/slow/1"]
+    assert not [flow for flow in found if flow.seq and not isinstance(flow, FlowInterrupted)]
+
+
+@pytest.mark.parametrize("path", [(), ("--no-fastpath",)])
+async def test_the_end_of_the_process_is_no_answer(tmp_path: Path, path: tuple[str, ...]) -> None:
+    """Of a client whose upstream is being connected to."""
+    async with capture(tmp_path / "data", *path) as proxy:
+        with full_backlog() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port)
+            await proxy.until(lambda found: bool(flows(found, FlowStarted)))
+            proxy.process.send_signal(signal.SIGTERM)
+            await refuses(proxy)
+            proxy.process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            assert await asyncio.to_thread(proxy.process.wait, 20) == 0
+            writer.close()
+    [_, end] = await proxy.events()
+    assert isinstance(end, FlowInterrupted)
 
 
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")])

@@ -62,6 +62,8 @@ class WebSockets:
         self.enabled = True
         self.max_message = DEFAULT_MAX_MESSAGE
         self.stopping = False
+        self.cutting = False
+        """The node cuts its clients: what ends from now on ends by its doing."""
         self._emitter = emitter
         self._registry = registry
         self._recorder = recorder
@@ -120,7 +122,7 @@ class WebSockets:
             self._close(opened, from_client, CloseReason.ABNORMAL_CLOSURE, "")
 
     async def end_all(self, inject: Inject) -> None:
-        """Ends what is open with 1001, to both sides. What has not ended in a second is recorded as ended."""
+        """Ends what is open with 1001, to both sides, which get a second to answer."""
         self.stopping = True
         for opened in list(self._open.values()):
             nothing = websocket.WebSocketMessage(Opcode.TEXT, False, b"")
@@ -131,6 +133,9 @@ class WebSockets:
         deadline = time.monotonic() + FAREWELL
         while self._open and time.monotonic() < deadline:  # noqa: ASYNC110 - hooks end them
             await asyncio.sleep(0.01)
+
+    def give_up(self) -> None:
+        """Records the end of what is open still, once its connections are cut."""
         for opened in list(self._open.values()):
             self._close(opened, False, CloseReason.ABNORMAL_CLOSURE, STOPPING)
 
@@ -140,6 +145,8 @@ class WebSockets:
         return f"a message over {self.max_message} bytes"
 
     def _close(self, opened: _Connection, from_client: bool, code: int, reason: str) -> None:
+        if self.cutting:
+            from_client, code, reason = False, CloseReason.ABNORMAL_CLOSURE, STOPPING
         del self._open[opened.flow.id]
         for key in opened.keys:
             self._by_peer.pop(key, None)
