@@ -152,6 +152,8 @@ def _check_text(name: str, kind: Kind, value: str) -> None:
                 raise Invalid(name, str(error)) from None
         case "folder" if ".." in value.split("/"):
             raise Invalid(name, "must not contain '..'")
+        case "folder" if value.startswith(("/", "~")):
+            raise Invalid(name, "must be a folder below ingest's log root, not an absolute path")
 
 
 def merged(layers: Iterable[ProxySettings]) -> ProxySettings:

@@ -9,12 +9,16 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from megido_api import imports
 from megido_api.snapshots import GLOBAL, raise_version, snapshots
 from megido_shared.bus.base import Bus
 from megido_shared.config import Snapshot, decode_snapshot, encode_snapshot
+from megido_shared.config_fields import given
 from megido_shared.errors import Unavailable
 
 _BUS_TIMEOUT_S = 10.0
+MAX_RECORD_BYTES = 4_000_000
+"""Below `max.message.bytes`, with what Kafka adds. Only what was stored before sizes were checked is larger."""
 _PUBLISH_LOCK = 0x4D45_4749_444F_0001
 
 _log = logging.getLogger(__name__)
@@ -63,6 +67,9 @@ class SnapshotPublisher:
             async with self._engine.begin() as connection, asyncio.timeout(_BUS_TIMEOUT_S):
                 await _lock(connection)
                 wanted = {snapshot.scope: snapshot for snapshot in await snapshots(connection)}
+                if not wanted:
+                    await self._begin(connection)
+                    continue
                 hidden = {} if GLOBAL in wanted else {GLOBAL: 0}
                 for scope, snapshot in wanted.items():
                     if self._seen.get(scope) != snapshot:
@@ -73,6 +80,23 @@ class SnapshotPublisher:
                 for scope, version in hidden.items():
                     await raise_version(connection, scope, at_least=version + 1)
 
+    async def _begin(self, connection: AsyncConnection) -> None:
+        """The first version of a database that nobody has written. What the bus has outlived the database before it:
+        it becomes the truth again, for no settings at all would open every proxy. Raises Unavailable while the bus
+        cannot say."""
+        found = _decode(await self._bus.get_config(GLOBAL))
+        if found is None or not (found.rules or given(found.settings)):
+            await raise_version(connection, GLOBAL, at_least=1 if found is None else found.version + 1)
+            return
+        version = await imports.take_over(connection, found)
+        _log.warning(
+            "configuration: the database is new and the bus has version %d of an older one: its settings and %d rules "
+            "are taken over as version %d",
+            found.version,
+            len(found.rules),
+            version,
+        )
+
     async def _put(self, wanted: Snapshot) -> dict[str, int]:
         """The version on the bus that keeps proxies from taking the wanted snapshot, by its scope; empty when they
         will."""
@@ -80,7 +104,17 @@ class SnapshotPublisher:
         if current is not None and _hides(current, wanted):
             return {wanted.scope: current.version}
         if current != wanted:
-            await self._bus.put_config(wanted.scope, encode_snapshot(wanted))
+            raw = encode_snapshot(wanted)
+            if len(raw) > MAX_RECORD_BYTES:
+                _log.error(
+                    "configuration: version %d of %s is %d bytes, more than a record may have: proxies keep the one "
+                    "before. Deactivate payload rules",
+                    wanted.version,
+                    wanted.scope,
+                    len(raw),
+                )
+            else:
+                await self._bus.put_config(wanted.scope, raw)
         self._seen[wanted.scope] = wanted
         return {}
 

@@ -9,11 +9,14 @@ from sqlalchemy import Row, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from megido_shared.config import PayloadRule, ProxySettings, Snapshot
+from megido_api.problems import Problem
+from megido_shared.config import PayloadRule, ProxySettings, Snapshot, encode_snapshot
 from megido_shared.config_fields import given
 from megido_shared.db.tables import config_changes, config_snapshots, payload_rules
 
 GLOBAL = "global"
+MAX_SNAPSHOT_BYTES = 600_000
+"""Of an encoded snapshot. A record may be six times as large; every proxy keeps one."""
 
 _CHANGE_LOCK = 0x4D45_4749_444F_0002
 _scopes = config_snapshots.c
@@ -56,6 +59,19 @@ async def record(
     """The audit of a change. `changes`: by field what was and what is; never a secret."""
     values = {"version": version, "scope": scope, "changes": dict(changes), "changed_by": changed_by}
     await connection.execute(insert(config_changes).values(values | {"changed_at": datetime.now(UTC)}))
+
+
+async def check_size(connection: AsyncConnection, scope: str) -> None:
+    """Raises Problem (400) when the scope's snapshot has become too large: it is one record on the bus."""
+    for snapshot in await snapshots(connection, [scope]):
+        size = len(encode_snapshot(snapshot))
+        if size > MAX_SNAPSHOT_BYTES:
+            raise Problem(
+                400,
+                "too_many_rules" if snapshot.rules else "too_large",
+                f"the configuration of {scope} with its active rules would be {size} bytes as it is published; "
+                f"{MAX_SNAPSHOT_BYTES} are allowed",
+            )
 
 
 async def stored(connection: AsyncConnection, scope: str) -> Stored:

@@ -8,9 +8,10 @@ import pytest
 
 from megido_api.settings import Settings
 from megido_shared.bus.local import LocalBus
-from megido_shared.config import Snapshot, decode_snapshot, encode_snapshot
+from megido_shared.config import PayloadRule, ProxySettings, Snapshot, decode_snapshot, encode_snapshot
 from megido_shared.config_fields import FIELDS, SECRETS
-from tests.integration.api.harness import Api, eventually, running
+from tests.integration.api.harness import Api, Ingest, eventually, running
+from tests.integration.api.test_nodes import a_status, nodes
 
 PATH = "/proxy/api/config/"
 FOUNDING = {
@@ -140,6 +141,9 @@ async def test_secrets_are_hashed_never_shown_and_removed_by_an_empty_one(api: A
         ({"auth_token": "x" * 1025}, "auth_token", "1024"),
         ({"auth_enabled": True}, "auth_enabled", "auth_password or auth_token"),
         ({"log_directory": "../x"}, "log_directory", "'..'"),
+        ({"log_directory": "/var/log/x"}, "log_directory", "not an absolute path"),
+        ({"auth_username": "\ud800"}, "auth_username", "surrogate"),
+        ({"auth_password": "\udc00x"}, "auth_password", "surrogate"),
         ({"passthrough_hosts": "a b"}, "passthrough_hosts", "'a b'"),
         ({"auth_password_hash": "x"}, "auth_password_hash", "not known"),
         ({"nonsense": 1}, "nonsense", "not known"),
@@ -188,6 +192,21 @@ async def test_what_contradicts_in_another_scope_is_refused(api: Api) -> None:
     assert field == "auth_enabled" and "app:scanner" in says
 
 
+async def test_what_contradicts_in_application_and_node_together_is_refused(api: Api, ingest: Ingest) -> None:
+    await api.send("PATCH", PATH, {"auth_token": TOKEN})
+    await api.send("PATCH", f"{PATH}app:scanner/", {"auth_enabled": False, "auth_token": ""})
+    field, says = problem(await api.send("PATCH", f"{PATH}node:capture-0/", {"auth_enabled": True}, status=400))
+    assert field == "auth_enabled" and "(in app:scanner)" in says
+    # A node that is known to be of another application never meets it.
+    await api.publish(a_status(api, source_app="browser"))
+    await nodes(api, 1)
+    await api.send("PATCH", f"{PATH}node:capture-0/", {"auth_enabled": True})
+    refused = await api.send("PATCH", f"{PATH}app:browser/", {"auth_token": ""}, status=400)
+    assert "(in node:capture-0)" in problem(refused)[1]
+    await api.send("PATCH", f"{PATH}node:capture-0/", {"auth_enabled": None})
+    await api.send("PATCH", f"{PATH}app:browser/", {"auth_token": ""})
+
+
 async def test_two_editors_do_not_overwrite_each_other(api: Api) -> None:
     await published(api)
     seen = (await api.send("PATCH", PATH, {"max_body_size": 1}))["version"]
@@ -203,6 +222,68 @@ async def test_two_editors_do_not_overwrite_each_other(api: Api) -> None:
     assert (await api.get(PATH))["max_body_size"] == 4
     new = await api.send("PATCH", f"{PATH}app:new/", {"version": 0, "max_body_size": 5})
     assert new["max_body_size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ('"{0}"', 200),
+        ('"0", "{0}"', 200),
+        ('"a,b",, "{0}" ,', 200),
+        ("*", 200),
+        ('W/"{0}"', 412),
+        ('"0", "99"', 412),
+        ("{0}", 412),
+        ('"{0}" nonsense', 412),
+        ("", 412),
+    ],
+)
+async def test_if_match_is_a_list_of_strong_tags(api: Api, sent: str, status: int) -> None:
+    """RFC 9110, section 13.1.1."""
+    version = (await published(api)).version
+    headers = {"If-Match": sent.format(version)}
+    answer = await api.client.patch(PATH, json={"max_body_size": 4}, headers=headers)
+    assert answer.status_code == status, answer.text
+
+
+async def test_a_poll_is_answered_in_full_only_when_something_changed(api: Api) -> None:
+    await published(api)
+    path, query = f"{PATH}active/", {"source_app": "a", "node": "n"}
+
+    async def poll(tag: str) -> tuple[int, str]:
+        answer = await api.client.get(path, params=query, headers={"If-None-Match": tag})
+        assert bool(answer.content) == (answer.status_code == 200)
+        return answer.status_code, answer.headers["etag"]
+
+    status, tag = await poll('"other"')
+    assert status == 200 and await poll(tag) == (304, tag) and await poll(f'"x", W/{tag}') == (304, tag)
+    for scope, seen in (("", True), ("app:a/", True), ("node:n/", True), ("app:other/", False)):
+        await api.send("PATCH", f"{PATH}{scope}", {"max_body_size": 9})
+        status, now = await poll(tag)
+        assert (status, now != tag) == ((200, True) if seen else (304, False)), scope
+        tag = now
+    await api.post("/interceptor/api/payload-rules/", RULE)
+    assert (await poll(tag))[0] == 200
+
+
+async def test_a_snapshot_is_bounded_as_it_is_published(api: Api) -> None:
+    """A control character takes one byte in Postgres and six in JSON."""
+    path = "/interceptor/api/payload-rules/"
+    rule = RULE | {"payload_content": "\x01" * 60_000}
+    made = [await api.post(path, rule)]
+    refused = await api.post(path, rule, status=400)
+    assert refused["error"]["code"] == "too_many_rules" and "600000 are allowed" in refused["error"]["message"]
+    for one in made:
+        await api.send("DELETE", f"{path}{one['id']}/", status=204)
+
+
+RULE = {
+    "name": "r",
+    "target_url_pattern": ".",
+    "injection_type": "header",
+    "injection_point": "X",
+    "payload_content": "1",
+}
 
 
 async def test_changes_side_by_side_get_versions_of_their_own(api: Api) -> None:
@@ -228,15 +309,8 @@ async def test_passthrough_by_one_click(api: Api) -> None:
 
 
 async def test_rules_are_audited_too(api: Api) -> None:
-    rule = {
-        "name": "r",
-        "target_url_pattern": ".",
-        "injection_type": "header",
-        "injection_point": "X",
-        "payload_content": "1",
-    }
     path = "/interceptor/api/payload-rules/"
-    made = await api.post(path, rule)
+    made = await api.post(path, RULE)
     await api.send("PATCH", f"{path}{made['id']}/", {"active": False})
     await api.send("DELETE", f"{path}{made['id']}/", status=204)
     removed, changed, created = (
@@ -260,3 +334,21 @@ async def test_every_scope_is_published_again_at_the_start_and_above_what_the_bu
         found = await published(api, "app:scanner", 71)
         assert found.settings.max_body_size == 1
         assert (await api.send("PATCH", PATH, {"max_body_size": 2}))["version"] > found.version
+
+
+async def test_a_new_database_takes_over_what_the_bus_has(settings: Settings) -> None:
+    bus = LocalBus(settings.common.data_dir)
+    rule = PayloadRule(id=77, target_apps=("a",), **RULE)
+    said = ProxySettings(auth_enabled=True, auth_token_hash="$argon2id$x", ip_blacklist="10.0.0.0/8")
+    await bus.put_config("global", encode_snapshot(Snapshot(scope="global", version=70, settings=said, rules=(rule,))))
+    async with running(settings, bus) as api:
+        found = await published(api, at_least=71)
+        assert (found.version, found.settings) == (71, said)
+        assert [(one.name, one.target_apps) for one in found.rules] == [("r", ("a",))]
+        shown = await api.get(PATH)
+        assert (shown["auth_enabled"], shown["auth_token_set"], shown["ip_blacklist"]) == (True, True, "10.0.0.0/8")
+        [change] = (await api.get(f"{PATH}history/"))["changes"]
+        assert (change["version"], change["changed_by"]) == (71, "imported from the bus")
+        assert change["changes"]["ip_blacklist"] == {"old": None, "new": "10.0.0.0/8"} and "argon2" not in str(change)
+    async with running(settings, bus) as api:
+        assert (await api.get(f"{PATH}history/"))["total"] == 1 and len(await api.get(f"{PATH}active/")) == 1

@@ -1,7 +1,7 @@
 """What a change makes of a scope's settings, and whether proxies could live with it."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import argon2
@@ -38,16 +38,38 @@ def check(scope: str, fields: Mapping[str, Any]) -> None:
                 raise bad_field(error.field, error.problem) from error
 
 
-def check_all(changed: Stored, others: Iterable[Stored]) -> None:
-    """Raises Problem (400) when the settings of a scope contradict one another after the change."""
-    by_scope = {found.scope: found.settings for found in others} | {changed.scope: changed.settings}
-    for scope, settings in by_scope.items():
-        layers = [settings] if scope == GLOBAL else [by_scope.get(GLOBAL, ProxySettings()), settings]
-        try:
-            check_together(merged(layers))
-        except Invalid as error:
-            where = "" if scope == changed.scope else f" (in {scope})"
-            raise bad_field(error.field, error.problem + where) from error
+def check_all(changed: Stored, others: Iterable[Stored], apps: Mapping[str, str]) -> None:
+    """Raises Problem (400) when settings contradict one another after the change, and did not before it: those of a
+    scope over the global one, and of each application and node that may meet. `apps`: the application of each node
+    that is known; any other may run under any."""
+    before = {found.scope: found.settings for found in others}
+    after = before | {changed.scope: changed.settings}
+    for scopes in _together(after, apps):
+        error = _contradiction(after, scopes)
+        if error is not None and _contradiction(before, scopes) is None:
+            where = " and ".join(scope for scope in scopes if scope != changed.scope)
+            raise bad_field(error.field, error.problem + (f" (in {where})" if where else "")) from error
+
+
+def _together(known: Collection[str], apps: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """The scopes, besides the global one, that a proxy may have at a time."""
+    yield ()
+    of_apps = [scope for scope in known if scope.startswith("app:")]
+    for node in (scope for scope in known if scope.startswith("node:")):
+        app = apps.get(node.removeprefix("node:"))
+        met = of_apps if app is None else [scope for scope in of_apps if scope == f"app:{app}"]
+        yield from ((scope, node) for scope in met)
+        if not met or app is None:
+            yield (node,)
+    yield from ((scope,) for scope in of_apps)
+
+
+def _contradiction(settings: Mapping[str, ProxySettings], scopes: Sequence[str]) -> Invalid | None:
+    try:
+        check_together(merged(settings.get(scope, ProxySettings()) for scope in (GLOBAL, *scopes)))
+    except Invalid as error:
+        return error
+    return None
 
 
 def patched(settings: ProxySettings, fields: Mapping[str, Any]) -> ProxySettings:

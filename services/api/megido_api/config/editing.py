@@ -1,6 +1,6 @@
 """Readers and writers of the configuration: a change in one transaction, the answer that shows what is in force."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
@@ -9,8 +9,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api.config import changes, queries
 from megido_api.config.schemas import help_of_fields
+from megido_api.etags import if_match
 from megido_api.problems import Problem
-from megido_api.snapshots import GLOBAL, Stored, all_stored, lock_changes, raise_version, record, stored
+from megido_api.snapshots import (
+    GLOBAL,
+    Stored,
+    all_stored,
+    check_size,
+    lock_changes,
+    raise_version,
+    record,
+    stored,
+)
 from megido_api.state import State, StateDep
 from megido_api.views import iso
 from megido_api.who import who
@@ -26,7 +36,7 @@ type Merge = Callable[[ProxySettings, dict[str, Any]], ProxySettings]
 class Editor:
     """`if_match` is the version, as ETag shows it, that a change is made of."""
 
-    def __init__(self, state: State, by: str, response: Response, if_match: str | None) -> None:
+    def __init__(self, state: State, by: str, response: Response, if_match: Sequence[str] | None) -> None:
         self._state = state
         self._by = by
         self._response = response
@@ -52,9 +62,11 @@ class Editor:
             settings = make(before.settings)
             difference = changes.difference(before.settings, settings)
             if difference:
-                changes.check_all(Stored(scope=scope, settings=settings), await all_stored(connection))
+                apps = await queries.apps_of_nodes(connection)
+                changes.check_all(Stored(scope=scope, settings=settings), await all_stored(connection), apps)
                 version = await raise_version(connection, scope, settings=settings)
                 await record(connection, version, scope, difference, self._by)
+                await check_size(connection, scope)
             return bool(difference)
 
         if await self._state.database.write(work):
@@ -64,7 +76,7 @@ class Editor:
         text = f"{current.scope} is at version {current.version}: read it again"
         if expected is not None and expected != current.version:
             raise Problem(409, "conflict", text, version=current.version)
-        if self._if_match is not None and self._if_match.strip() not in ("*", f'"{current.version}"'):
+        if self._if_match is not None and not if_match(self._if_match, f'"{current.version}"'):
             raise Problem(412, "conflict", text, version=current.version)
 
     async def answer(self, scope: str) -> dict[str, Any]:
@@ -92,9 +104,11 @@ def _editor(
     state: StateDep,
     request: Request,
     response: Response,
-    if_match: Annotated[str | None, Header(description='the version as ETag shows it: `"7"`')] = None,
+    sent: Annotated[
+        list[str] | None, Header(alias="If-Match", description='the version as ETag shows it: `"7"`')
+    ] = None,
 ) -> Editor:
-    return Editor(state, who(request), response, if_match)
+    return Editor(state, who(request), response, sent)
 
 
 EditorDep = Annotated[Editor, Depends(_editor)]

@@ -3,7 +3,8 @@
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api.access import require_token
 from megido_api.config import changes, queries
@@ -15,13 +16,14 @@ from megido_api.config.schemas import (
     History,
     PassthroughHost,
 )
+from megido_api.etags import if_none_match
 from megido_api.fields import Filter
 from megido_api.parameters import ONLY_KNOWN
 from megido_api.problems import ErrorAnswer, Problem, not_found
 from megido_api.snapshots import GLOBAL, snapshots
 from megido_api.state import StateDep
 from megido_api.views import iso
-from megido_shared.config import ProxySettings
+from megido_shared.config import ProxySettings, Snapshot
 from megido_shared.config_fields import given
 from megido_shared.networks import entries
 
@@ -87,12 +89,28 @@ async def get_configuration_history(
     summary="What one proxy has to apply",
     response_model=ActiveSnapshots,
     dependencies=[Depends(require_token), *ONLY_KNOWN],
+    responses={304: {"description": "Nothing has changed since the tag of If-None-Match"}},
 )
-async def get_active_configuration(state: StateDep, source_app: Filter = None, node: Filter = None) -> Response:
-    """Polled by proxies that have no bus. Holds hashes of credentials, so it asks for the token wherever one is set."""
+async def get_active_configuration(
+    state: StateDep,
+    source_app: Filter = None,
+    node: Filter = None,
+    known: Annotated[list[str] | None, Header(alias="If-None-Match", description="ETag of the answer before")] = None,
+) -> Response:
+    """Polled by proxies that have no bus, every two seconds. Holds hashes of credentials, so it asks for the token
+    wherever one is set."""
     scopes = [GLOBAL] + ([f"app:{source_app}"] if source_app else []) + ([f"node:{node}"] if node else [])
-    found = await state.database.read(lambda connection: snapshots(connection, scopes))
-    return Response(msgspec.json.encode({"snapshots": found}), media_type="application/json")
+
+    async def work(connection: AsyncConnection) -> tuple[str, list[Snapshot] | None]:
+        # First: of a change in between the tag is the older one, and the next poll gets it again.
+        tag = await queries.tag(connection, scopes)
+        return tag, None if if_none_match(known or (), tag) else await snapshots(connection, scopes)
+
+    tag, found = await state.database.read(work)
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if found is None:
+        return Response(status_code=304, headers=headers)
+    return Response(msgspec.json.encode({"snapshots": found}), media_type="application/json", headers=headers)
 
 
 @router.post("/passthrough/", summary="Tunnel a host untouched", response_model=Configuration)

@@ -1,5 +1,6 @@
 """SQL around the configuration: what nodes override, and the history of changes."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from megido_shared.db.tables import config_changes, nodes
+from megido_shared.db.tables import config_changes, config_snapshots, nodes
 
 _RECENT = timedelta(minutes=1)
 _c = config_changes.c
@@ -23,6 +24,20 @@ async def overridden(connection: AsyncConnection) -> dict[str, list[dict[str, st
         for name, value in row.pinned.items():
             found.setdefault(name, []).append({"node": row.node, "value": value})
     return found
+
+
+async def apps_of_nodes(connection: AsyncConnection) -> dict[str, str]:
+    """The application of each capture node that was ever heard of."""
+    rows = await connection.execute(select(nodes.c.node, nodes.c.source_app).where(nodes.c.service == "capture"))
+    return {row.node: row.source_app for row in rows}
+
+
+async def tag(connection: AsyncConnection, scopes: Sequence[str]) -> str:
+    """An entity tag of what these scopes say, rules included: versions, with the times that tell databases apart."""
+    c = config_snapshots.c
+    query = select(c.scope, c.version, c.updated_at).where(c.scope.in_(scopes)).order_by(c.scope)
+    said = [f"{row.scope}\n{row.version}\n{row.updated_at.timestamp()}\n" for row in await connection.execute(query)]
+    return f'"{hashlib.sha256("".join(said).encode()).hexdigest()[:32]}"'
 
 
 async def history(

@@ -2,13 +2,24 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
 from megido_api.fields import StoredText
 from megido_shared.config_fields import FIELDS, SECRETS
 from megido_shared.config_fields import Field as Setting
 
 _TYPES: dict[str, Any] = {"flag": bool, "number": int}
+
+
+def _whole(value: Any) -> Any:
+    """Of text that decides on access nothing is replaced."""
+    try:
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le") if isinstance(value, str) else value
+    except UnicodeDecodeError:
+        raise ValueError("must not contain half a surrogate pair") from None
+
+
+_SettingText = Annotated[StoredText, BeforeValidator(_whole)]
 
 
 class FieldHelp(BaseModel):
@@ -46,7 +57,7 @@ def _answered(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def _accepted(setting: Setting) -> Any:
-    plain: Any = Annotated[_TYPES.get(setting.kind, StoredText), Field(strict=setting.kind in _TYPES)]
+    plain: Any = Annotated[_TYPES.get(setting.kind, _SettingText), Field(strict=setting.kind in _TYPES)]
     return (plain | None, Field(default=None, description=f"{setting.help} null: as if it had never been set."))
 
 

@@ -9,11 +9,11 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api.fields import Filter
-from megido_api.problems import ErrorAnswer, Problem, bad_field, not_found
+from megido_api.problems import ErrorAnswer, bad_field, not_found
 from megido_api.rules import queries
 from megido_api.rules.patterns import check_injection, check_pattern
 from megido_api.rules.schemas import ActiveRules, Rule, RuleInput, RulePatch
-from megido_api.snapshots import GLOBAL, raise_version, record
+from megido_api.snapshots import GLOBAL, check_size, raise_version, record
 from megido_api.state import State, StateDep
 from megido_api.views import iso
 from megido_api.who import who
@@ -116,8 +116,8 @@ async def _changed[T: Row[Any] | None](
         old, new = await work(connection)
         version = await raise_version(connection, GLOBAL)
         await record(connection, version, GLOBAL, _difference(old, new), by)
-        if await queries.active_bytes(connection) > queries.MAX_SNAPSHOT_BYTES:
-            raise Problem(400, "too_many_rules", f"active rules exceed {queries.MAX_SNAPSHOT_BYTES} bytes together")
+        if new is not None and new.active:  # what makes it smaller is never refused
+            await check_size(connection, GLOBAL)
         return new
 
     result = await state.database.write(versioned)

@@ -26,8 +26,6 @@ from megido_api import paging
 from megido_shared.db.tables import nodes, payload_rules
 
 ORDERINGS = ("id", "name", "active", "created_at", "updated_at", "hits")
-MAX_SNAPSHOT_BYTES = 600_000
-"""Of the active rules' texts: a snapshot is one record on the bus."""
 
 _c = payload_rules.c
 
@@ -79,14 +77,6 @@ async def change(connection: AsyncConnection, rule_id: int, values: Mapping[str,
 async def remove(connection: AsyncConnection, rule_id: int) -> bool:
     found = await connection.execute(delete(payload_rules).where(_c.id == rule_id).returning(_c.id))
     return found.first() is not None
-
-
-async def active_bytes(connection: AsyncConnection) -> int:
-    """About how large a snapshot of the active rules is."""
-    texts = _c.name + _c.target_url_pattern + _c.injection_point + _c.payload_content
-    apps = func.array_to_string(_c.target_apps, ",")
-    size = func.coalesce(func.sum(func.octet_length(texts) + func.octet_length(apps)), 0)
-    return int(await connection.scalar(select(size).where(_c.active)) or 0)
 
 
 async def troubles(connection: AsyncConnection) -> dict[int, Trouble]:
