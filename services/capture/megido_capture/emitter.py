@@ -50,7 +50,6 @@ class Emitter:
     def __init__(self, journal: JournalLike, source_app: str) -> None:
         self.journal = journal
         self.source_app = source_app
-        self.last_seq = journal.last_seq
 
     def stamp(self, time_us: int) -> dict[str, Any]:
         """The fields of every event. For a record that is not terminal: `seq` is left at 0."""
@@ -66,13 +65,17 @@ class Emitter:
     def terminal(self, time_us: int) -> dict[str, Any]:
         """The same with the node's next sequence number: the event must be written, or accounting has a hole."""
         stamp = self.stamp(time_us)
-        self.last_seq = stamp["seq"] = self.journal.next_seq()
+        stamp["seq"] = self.journal.next_seq()
         return stamp
 
     def write(self, event: AnyEvent) -> bool:
+        return self.append(event, events.encode(event))
+
+    def append(self, event: AnyEvent, value: bytes) -> bool:
+        """The same for an event that is encoded already."""
         if type(event) is FlowCompleted:  # nearly all are
-            return self.journal.append(FLOWS.name, event.flow_id, events.encode(event), event.seq)
-        return self.journal.append(events.topic_of(event).name, events.key_of(event), events.encode(event), event.seq)
+            return self.journal.append(FLOWS.name, event.flow_id, value, event.seq)
+        return self.journal.append(events.topic_of(event).name, events.key_of(event), value, event.seq)
 
     def chunk(self, flow_id: bytes, side: Side, index: int, data: bytes, time_us: int) -> bool:
         return self.write(BodyChunk(**self.stamp(time_us), flow_id=flow_id, side=side, index=index, data=data))

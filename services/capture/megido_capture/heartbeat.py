@@ -74,7 +74,7 @@ class Heartbeat:
                 config_error=config.error[:500],
                 pinned=self._pinned(),
                 counters=counters,
-                captured=self._emitter.last_seq,
+                captured=self._emitter.journal.last_seq,
             )
         )
 
@@ -90,7 +90,7 @@ class Figures(Collector):
 
     def collect(self) -> Iterable[Metric]:
         captured = CounterMetricFamily("megido_capture_records", "Terminal records written by this node, by its count")
-        captured.add_metric([], self._emitter.last_seq)
+        captured.add_metric([], self._emitter.journal.last_seq)
         yield captured
         journal = self._emitter.journal
         dropped = CounterMetricFamily(

@@ -4,28 +4,39 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
-from mitmproxy import connection, http
+from mitmproxy import connection, http, version
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
 from mitmproxy.proxy.layers.http._events import RequestData
 from mitmproxy.proxy.server import ConnectionHandler
 
+logger = logging.getLogger(__name__)
+
+TESTED = ((12, 2), (12, 3))
+"""Versions of mitmproxy whose private parts these are."""
+
 CRASHED = "mitmproxy has crashed!"
 """What a connection handler logs when a layer raised; it then goes on, and the connection hangs."""
 
 
 class OpenConnections:
-    """The open connections of a proxy. What is asked about others, as flows that are played back, has no answer."""
+    """The open connections of a proxy. What is asked about others, as flows that are played back, has no answer; on a
+    version of mitmproxy that this was not tested against nothing has."""
 
     def __init__(self, proxyserver: Proxyserver) -> None:
         self._proxyserver = proxyserver
+        self.known = tuple(int(part) for part in version.VERSION.split(".")[:2]) in TESTED
+        if not self.known:
+            logger.warning(
+                "parts of bodies, resets and crashes are not seen: not tested with mitmproxy %s", version.VERSION
+            )
 
     def arrived(self, flow: http.HTTPFlow) -> tuple[bytes, bytes]:
         """The parts of request and response body that mitmproxy has of a flow which is not at its end: it collects a
         body that is read whole, and one that is to be streamed waits while the server is connected to. Empty where
         nothing has come, where it went on already, and once the body is the flow's own (`content`)."""
-        handler = self._proxyserver.connections.get(flow.client_conn.id)
+        handler = self._handler(flow)
         stream = _stream_of(handler, flow) if handler else None
         if stream is None:
             return b"", b""
@@ -36,11 +47,13 @@ class OpenConnections:
 
     def was_reset(self, flow: http.HTTPFlow) -> bool:
         """Whether the server's connection of a flow ended by a reset; mitmproxy makes no difference."""
-        handler = self._proxyserver.connections.get(flow.client_conn.id)
+        handler = self._handler(flow)
         transport = handler.transports.get(flow.server_conn) if handler else None
         reader = transport.reader if transport else None
-        reader = getattr(reader, "_inner", reader)  # the fast path stands in front of the stream's own
         return isinstance(reader, asyncio.StreamReader) and isinstance(reader.exception(), ConnectionError)
+
+    def _handler(self, flow: http.HTTPFlow) -> ConnectionHandler | None:
+        return self._proxyserver.connections.get(flow.client_conn.id) if self.known else None
 
     def of_client(self, address: tuple[str, int]) -> Iterator[ConnectionHandler]:
         for handler in list(self._proxyserver.connections.values()):
@@ -57,7 +70,8 @@ class CrashWatch(logging.Handler):
         self._connected = connected
         self._crashed = crashed
         self._logger = logging.getLogger("mitmproxy.proxy.server")
-        self._logger.addHandler(self)
+        if connected.known:
+            self._logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.msg != CRASHED or not record.exc_info or record.exc_info[1] is None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from megido_capture.errors import Cause, failure
 from megido_capture.flows import body_of, request_of, response_of, server_peer
 from megido_capture.state import FlowState, Keep, Registry
 from megido_capture.tee import Tee
-from megido_shared import ids
+from megido_shared import events, ids
 from megido_shared.clock import Clock
 from megido_shared.events import (
     EMPTY_BODY,
@@ -24,7 +25,10 @@ from megido_shared.events import (
     FlowFailed,
     FlowInterrupted,
     FlowStarted,
+    Request,
 )
+
+type Terminal = FlowCompleted | FlowFailed | FlowInterrupted
 
 ANNOUNCE_AFTER = 0.5
 """Seconds after which an open flow is announced with `FlowStarted`."""
@@ -77,7 +81,7 @@ class Recorder:
 
     @contained
     def response(self, flow: http.HTTPFlow) -> None:
-        if _ends_with_the_connection(flow) and self.was_reset(flow) and (state := self._ended(flow)) is not None:
+        if _ends_with_the_connection(flow) and self._was_reset(flow) and (state := self._ended(flow)) is not None:
             self._fail(state, Failure(ErrorType.CONNECTION_RESET, "the server reset the connection within the body"))
         else:
             self.complete(flow)
@@ -98,14 +102,16 @@ class Recorder:
         """Appends `FlowCompleted`, once: nothing when the flow has ended already."""
         state = self._ended(flow)
         if state is not None:
-            fields = self._fields(state, terminal=True)
-            if state.request_tee is not None and not state.request_tee.ended:
-                # Answered before all of it was there, and nobody waits for the rest: nothing else says so.
-                request = fields["request"]
-                body = msgspec.structs.replace(request.body, truncated=True)
-                fields["request"] = msgspec.structs.replace(request, body=body)
-            self._emitter.write(FlowCompleted(**fields, cached=state.cached))
-            self.counters["completed"] += 1
+            self._write(state, self._completed, "completed")
+
+    def _completed(self, state: FlowState) -> FlowCompleted:
+        fields = self._fields(state, terminal=True)
+        if state.request_tee is not None and not state.request_tee.ended:
+            # Answered before all of it was there, and nobody waits for the rest: nothing else says so.
+            request = fields["request"]
+            body = msgspec.structs.replace(request.body, truncated=True)
+            fields["request"] = msgspec.structs.replace(request, body=body)
+        return FlowCompleted(**fields, cached=state.cached, seq=self._emitter.journal.next_seq())
 
     def announce(self, state: FlowState) -> None:
         """Appends `FlowStarted` with what is known so far."""
@@ -121,8 +127,11 @@ class Recorder:
     def _interrupt(self, flow: http.HTTPFlow) -> None:
         state = self._ended(flow)
         if state is not None:
-            self._emitter.write(FlowInterrupted(**self._fields(state, terminal=True, cut_short=True)))
-            self.counters["interrupted"] += 1
+            self._write(state, self._interrupted, "interrupted")
+
+    def _interrupted(self, state: FlowState) -> FlowInterrupted:
+        fields = self._fields(state, terminal=True, cut_short=True)
+        return FlowInterrupted(**fields, seq=self._emitter.journal.next_seq())
 
     def client_gone(self, flows: list[FlowState]) -> None:
         """Ends what is still open of a connection that has closed: mitmproxy told us of no end."""
@@ -139,6 +148,9 @@ class Recorder:
                 self.announce(state)
 
     def _fail(self, state: FlowState, why: Failure) -> None:
+        self._write(state, partial(self._failed, why), "failed")
+
+    def _failed(self, why: Failure, state: FlowState) -> FlowFailed:
         fields = self._fields(state, terminal=True, cut_short=True)
         address = state.flow.server_conn.address
         if not fields["request"].host and address is not None:
@@ -146,8 +158,38 @@ class Recorder:
             scheme = "https" if state.flow.client_conn.tls else "http"
             place = {"host": address[0], "port": address[1], "scheme": scheme}
             fields["request"] = msgspec.structs.replace(fields["request"], **place)
-        self._emitter.write(FlowFailed(**fields, failure=why))
-        self.counters["failed"] += 1
+        return FlowFailed(**fields, failure=why, seq=self._emitter.journal.next_seq())
+
+    def _write(self, state: FlowState, make: Callable[[FlowState], Terminal], counted: str) -> None:
+        """Appends the terminal event of a flow, whose state is with us alone: whatever `make` raises, there is one. It
+        takes the event's number last, so that what it raises leaves no hole in accounting."""
+        event: Terminal | None = None
+        try:
+            event = make(state)
+            value = events.encode(event)
+        except Exception as error:  # noqa: BLE001 - counted, and told in the record
+            self.counters.hook_failed("record", error)
+            event, counted = self._least(state, error, event), "failed"
+            value = events.encode(event)
+        self._emitter.append(event, value)
+        self.counters[counted] += 1
+
+    def _least(self, state: FlowState, error: Exception, event: Terminal | None) -> FlowFailed:
+        """What can be said of a flow whose record could not be made: `event` when its fields could."""
+        data = state.flow.request.data
+        return FlowFailed(
+            **self._emitter.stamp(state.time_us),
+            flow_id=state.flow_id,
+            request=Request(
+                method=data.method,
+                scheme="https" if data.scheme == b"https" else "http",
+                host=data.host.encode(errors="replace").decode(),
+                port=data.port,
+                target=data.path,
+            ),
+            failure=Failure(ErrorType.OTHER, f"could not be recorded: {type(error).__name__}"),
+            seq=event.seq if event is not None else self._emitter.journal.next_seq(),
+        )
 
     def _ended(self, flow: http.HTTPFlow) -> FlowState | None:
         """The state of a flow that ends now, if its end is to be recorded."""
@@ -176,7 +218,7 @@ class Recorder:
         elif inline > room:
             request_body = response_body = EMPTY_BODY
         server = self._registry.servers.get(flow.server_conn.id)
-        fields = emitter.terminal(state.time_us) if terminal else emitter.stamp(state.time_us)
+        fields = emitter.stamp(state.time_us)
         fields.update(
             flow_id=state.flow_id,
             request=request_of(flow.request, request_body),
@@ -190,10 +232,21 @@ class Recorder:
 
     def _so_far(self, state: FlowState, request: bytes | None, response: bytes | None) -> tuple[bytes, bytes]:
         """The bodies of a flow that ends before they do, as far as they have come."""
-        request_part, response_part = self.arrived(state.flow)
+        try:
+            request_part, response_part = self.arrived(state.flow)
+        except Exception as error:  # noqa: BLE001 - counted; the rest is recorded
+            self.counters.hook_failed("arrived", error)
+            request_part = response_part = b""
         if state.request_tee is not None and request_part:
             state.request_tee(request_part)
         return request or request_part, response or response_part
+
+    def _was_reset(self, flow: http.HTTPFlow) -> bool:
+        try:
+            return self.was_reset(flow)
+        except Exception as error:  # noqa: BLE001 - counted; the flow is recorded
+            self.counters.hook_failed("was_reset", error)
+            return False
 
     def _noted(self, state: FlowState, message: str) -> Cause | None:
         """What a connection hook noted about this flow's upstream, if its failure is why the flow ended."""

@@ -1,11 +1,19 @@
 """The recorder with mitmproxy's own test flows: one terminal event each, and never an exception."""
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from mitmproxy import http
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.flow import Error
 from mitmproxy.test import tflow
 
 from megido_capture.connections import Connections
 from megido_capture.emitter import MAX_INLINE
 from megido_capture.errors import cause_of_message
+from megido_capture.openconnections import CrashWatch, OpenConnections
 from megido_shared.events import BodyChunk, ErrorRaised, FlowCompleted, FlowFailed, FlowInterrupted, FlowStarted
 from tests.unit.capture.fakes import Parts
 
@@ -85,6 +93,63 @@ def test_a_record_stays_under_the_limit() -> None:
     assert b"".join(chunk.data for chunk in chunks) == b"q" * 700_000 and event.request.body.chunks == len(chunks)
     assert event.response.body.data == b"s" * 600_000 and len(event.request.body.sha256) == 32
     assert MAX_INLINE < 900_000
+
+
+def _raise(flow: http.HTTPFlow) -> Any:
+    raise AttributeError("_paused_event_queue")
+
+
+def _broken_headers(flow: http.HTTPFlow) -> None:
+    flow.request.data.headers.fields = ((b"name",),)  # type: ignore[assignment]
+
+
+def _broken_host(flow: http.HTTPFlow) -> None:
+    flow.request.data.host = "h\udc80"
+
+
+@pytest.mark.parametrize("end", ["response", "error", "interrupt", "client_gone"])
+@pytest.mark.parametrize(
+    ("damage", "why", "host"), [(_broken_headers, "ValueError", "address"), (_broken_host, "UnicodeEncodeError", "h?")]
+)
+def test_a_record_that_cannot_be_made_leaves_what_can_be_said(
+    end: str, damage: Callable[[http.HTTPFlow], None], why: str, host: str
+) -> None:
+    parts, flow = Parts(), tflow.tflow(resp=True)
+    parts.recorder.open(flow)
+    damage(flow)
+    state = parts.registry.flows[flow.id]
+    subject: Any = {"interrupt": state, "client_gone": [state]}.get(end, flow)
+    getattr(parts.recorder, end)(subject)
+    [event] = parts.journal.records
+    assert isinstance(event, FlowFailed) and (event.seq, parts.journal.last_seq) == (1, 1)
+    assert (event.request.method, event.request.host, event.request.target) == (b"GET", host, b"/path")
+    assert event.failure.error_type == "OTHER" and why in event.failure.message
+    assert parts.counters["failed"] == parts.counters["hook_errors:record"] == 1
+
+
+def test_what_cannot_be_asked_of_mitmproxy_costs_no_record() -> None:
+    parts, streamed, cut = Parts(), tflow.tflow(resp=True), tflow.tflow(err=True)
+    parts.recorder.arrived = parts.recorder.was_reset = _raise
+    assert streamed.response is not None
+    streamed.response.stream, cut.request.raw_content = lambda data: data, None
+    for flow in (streamed, cut):
+        parts.recorder.open(flow)
+    del streamed.response.headers["content-length"]
+    parts.recorder.response(streamed)
+    parts.recorder.error(cut)
+    completed, failed = parts.journal.records
+    assert isinstance(completed, FlowCompleted) and isinstance(failed, FlowFailed)
+    assert parts.counters["hook_errors:was_reset"] == parts.counters["hook_errors:arrived"] == 1
+
+
+def test_an_unknown_mitmproxy_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mitmproxy.version.VERSION", "99.0")
+    connected, flow = OpenConnections(Proxyserver()), tflow.tflow()
+    connected._proxyserver.connections[flow.client_conn.id] = object()  # type: ignore[assignment]
+    assert connected.arrived(flow) == (b"", b"") and not connected.was_reset(flow)
+    before = list(logging.getLogger("mitmproxy.proxy.server").handlers)
+    CrashWatch(connected, lambda client, error: None)
+    assert logging.getLogger("mitmproxy.proxy.server").handlers == before
 
 
 def test_a_hook_that_fails_is_counted_and_raises_nothing() -> None:

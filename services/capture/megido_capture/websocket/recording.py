@@ -168,7 +168,6 @@ class WebSockets:
         cap = min(self._recorder.keep.message, MAX_PAYLOAD)
         self._emitter.write(
             WebSocketMessage(
-                **self._emitter.terminal(self._clock.time_us()),
                 message_id=ids.new_id(),
                 flow_id=opened.flow_id,
                 connection_id=opened.connection_id,
@@ -182,6 +181,7 @@ class WebSockets:
                 close_code=close_code,
                 close_reason=close_reason,
                 client=opened.client,
+                **self._emitter.terminal(self._clock.time_us()),  # last: a number that is given must be written
             )
         )
         self.counters["websocket_messages"] += 1
