@@ -31,8 +31,9 @@ from megido_shared.service import guard, setup_logging, stop_on_signals
 LAST_RESORT = 14.4
 """Seconds after SIGTERM at which the process ends whatever is left: all that had to be written is in the journal."""
 
-BUSY_OBJECTS = 50_000
-"""Young objects between two collections of the garbage collector: flows are freed by reference counts."""
+BUSY_OBJECTS = 10_000
+"""Young objects between two collections of the garbage collector. On the fast path flows and connections are freed by
+reference counts, and few collections come at all; a larger number would make one stop the loop for long."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,7 +125,7 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: 
         # Until here everything made stays: collections need not look at it again.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(BUSY_OBJECTS, 20, 100)
+        gc.set_threshold(BUSY_OBJECTS, 10, 10)
         await master.serve(stop, serving)
     finally:
         if ops is not None:

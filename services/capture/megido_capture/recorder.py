@@ -214,7 +214,7 @@ class Recorder:
             request_body, response_body = emitter.fit(state.flow_id, request_body, response_body, state.time_us, room)
             for tee in (state.request_tee, state.response_tee):
                 if tee is not None:
-                    tee.closed = True
+                    tee.close()
         elif inline > room:
             request_body = response_body = EMPTY_BODY
         server = self._registry.servers.get(flow.server_conn.id)

@@ -10,6 +10,10 @@ type Append = Callable[[int, bytes], object]
 """Appends chunk `index` to the journal."""
 
 
+def _nothing(index: int, data: bytes) -> None:
+    pass
+
+
 class Tee:
     """A `stream` callable for mitmproxy. What it is given goes to the journal first and then on, unchanged.
 
@@ -71,6 +75,12 @@ class Tee:
             self.ended = True
             if self._completed is not None:
                 self._completed()
+
+    def close(self) -> None:
+        """The terminal event has been written: what still passes only passes. Lets go of all that it called, which
+        holds the flow that holds this."""
+        self.closed = True
+        self._append, self._passing, self._completed = _nothing, None, None
 
     def body(self) -> Body:
         """What has passed so far."""

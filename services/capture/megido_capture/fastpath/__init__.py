@@ -8,7 +8,7 @@ import logging
 
 from mitmproxy import version
 
-from megido_capture.fastpath import handler, layers, messages, tls
+from megido_capture.fastpath import endings, handler, layers, messages, tls
 from megido_capture.fastpath.options import Options
 
 __all__ = ["TESTED", "Options", "replace_hot_spots"]
@@ -28,5 +28,6 @@ def replace_hot_spots() -> bool:
     messages.replace()
     layers.replace()
     tls.replace()
+    endings.replace()
     handler.replace()
     return True

@@ -19,7 +19,7 @@ from mitmproxy.proxy import commands, events, mode_servers
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.utils import asyncio_utils
 
-from megido_capture.fastpath import direct
+from megido_capture.fastpath import direct, endings
 
 type Start = Callable[[str, Any], Awaitable[None] | None]
 """`Dispatcher.start`: calls the functions of a hook on its subject."""
@@ -32,6 +32,10 @@ _subject_fields: dict[type[commands.StartHook], str] = {}
 def replace() -> None:
     """`mode_servers` makes its handlers from a name in the module."""
     mode_servers.ProxyConnectionHandler = Handler  # type: ignore[misc]
+
+
+async def _nothing() -> None:
+    """What the watchdog of an ended connection calls."""
 
 
 class Handler(_Original):
@@ -83,10 +87,25 @@ class Handler(_Original):
             hook.pending = None  # type: ignore[attr-defined]
             await pending
 
+    async def handle_client(self) -> None:
+        await super().handle_client()
+        # Not now: tasks that were cancelled last have a turn to come.
+        asyncio.get_running_loop().call_soon(self._dissolve)
+
+    def _dissolve(self) -> None:
+        top, context = self.layer, self.layer.context
+        self.layer = endings.Ended(context)  # type: ignore[assignment]
+        context.handler = None  # type: ignore[attr-defined]
+        endings.take_apart(top)
+        self.timeout_watchdog.callback = _nothing
+
     async def handle_connection(self, connection: Connection) -> None:
         reader = direct.take_over(self, connection)
         try:
             await super().handle_connection(connection)
+        except asyncio.CancelledError as cancelled:
+            # mitmproxy's frame keeps the exception, whose traceback keeps the frame, and all that it holds.
+            raise cancelled.with_traceback(None) from None
         finally:
             if reader is not None:
                 reader.release()
