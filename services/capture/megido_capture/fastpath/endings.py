@@ -35,7 +35,7 @@ class Streams(dict[int, HttpStream]):
 
     dropped: HttpStream | None = None
 
-    def pop(self, stream_id: int, default: Any = None) -> Any:  # type: ignore[override]
+    def pop(self, stream_id: int, default: Any = None) -> Any:
         """As mitmproxy calls it, to drop a stream."""
         found = super().pop(stream_id, default)
         before, self.dropped = self.dropped, found

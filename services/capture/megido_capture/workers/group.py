@@ -88,6 +88,7 @@ class Group:
         self._stop = asyncio.Event()
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._all_serve = asyncio.Event()
+        self._spawning = asyncio.Lock()
         self.workers = [Worker(number) for number in range(workers)]
 
     def serving(self) -> list[Serving]:
@@ -145,14 +146,7 @@ class Group:
     async def _life(self, worker: Worker, plan: Plan) -> int:
         """Returns its exit code."""
         share = msgspec.json.encode(plan.share).decode()
-        worker.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "megido_capture.workers.worker", share, *plan.arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=dict(plan.env),
-            limit=LONGEST_REPORT,
-            preexec_fn=_leave_interrupts_to_parent,
-        )
+        worker.process = process = await self._spawn(share, plan)
         assert process.stdout is not None
         if self._stop.is_set():
             process.terminate()
@@ -160,9 +154,30 @@ class Group:
             async for line in process.stdout:
                 self._told(worker, line)
             return await process.wait()
+        except (msgspec.DecodeError, ValueError) as error:
+            # ValueError: a line longer than LONGEST_REPORT. One worker that babbles must not end the others.
+            logger.error("worker %d says what cannot be read and is ended: %s", worker.number, error)
+            process.kill()
+            return await process.wait()
         finally:
             worker.serving = None
             worker.answer("")
+
+    async def _spawn(self, share: str, plan: Plan) -> asyncio.subprocess.Process:
+        # The mask is inherited: Ctrl-C reaches every process of a terminal, and the parent passes it on. (Code run
+        # between fork and exec could hang: this process has threads.)
+        async with self._spawning:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "megido_capture.workers.worker", share, *plan.arguments),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    env=dict(plan.env),
+                    limit=LONGEST_REPORT,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _told(self, worker: Worker, line: bytes) -> None:
         match msgspec.json.decode(line, type=Report.__value__):
@@ -230,8 +245,3 @@ def _how(worker: Worker, code: int) -> str:
     if worker.refused is not None:
         return worker.refused.message
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _leave_interrupts_to_parent() -> None:
-    """In the worker before it begins: Ctrl-C reaches every process of a terminal, and the parent passes it on."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
