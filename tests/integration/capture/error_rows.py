@@ -111,7 +111,6 @@ ROWS = (
         "no connection within `connection_timeout`",
         TIMEOUT,
         UNREACHED,
-        bad_request,
         black_hole,
         says="no connection within 3 seconds",
     ),
