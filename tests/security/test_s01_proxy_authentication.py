@@ -214,8 +214,14 @@ async def test_modes_without_credentials_forward_none(tmp_path: Path, upstream: 
 
 
 async def test_a_secret_is_nowhere(guarded: Proxy, upstream: Upstream) -> None:
-    for header in (f"Bearer {TOKEN}", basic("änna", PASSWORD), basic("x", "canary-guess"), "Bearer canary-guess"):
+    given = [f"Bearer {TOKEN}", basic("änna", PASSWORD), basic("x", "canary-guess"), "Bearer canary-guess"]
+    # In the wrong place: without a scheme, as user name with and without a password, in front of no colon.
+    given += [TOKEN, "canary-guess", f"{TOKEN} x", basic(TOKEN, ""), basic(PASSWORD, "x"), basic("canary-guess", "")]
+    given += ["Basic " + base64.b64encode(secret.encode()).decode() for secret in (TOKEN, "canary-guess")]
+    for header in given:
         await curl(guarded, f"http://127.0.0.1:{upstream.port}/plain", *sent(header, False))
+    shown = {attempt.username for attempt in flows(await guarded.events(), AuthAttempted)}
+    assert shown == {"", "änna", "x"}
     for secret in (TOKEN, PASSWORD, "canary-guess"):
         _nowhere(guarded.data_dir, secret.encode())
         assert not [line for line in guarded.output if secret in line]

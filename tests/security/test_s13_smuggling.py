@@ -15,6 +15,7 @@ from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFail
 from tests.integration.capture.harness import ROOT, Proxy, curl, flows, run
 from tests.integration.capture.test_slow_clients import secured
 from tests.integration.capture.upstream import Upstream
+from tests.support.raw_server import RawServer, Talk
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -73,6 +74,22 @@ async def test_ambiguous_heads(proxy: Proxy, upstream: Upstream, name: str) -> N
     answer = await answer_to(proxy, head + body)
     assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1
     await _refused(proxy, upstream)
+
+
+async def test_nobody_is_told_to_switch_the_check_off(proxy: Proxy) -> None:
+    """As mitmproxy's own words do, in the answer and in what is recorded; also of servers."""
+
+    async def ambiguous(talk: Talk) -> None:
+        await talk.head()
+        await talk.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx")
+
+    async with RawServer(ambiguous) as server:
+        url = f"http://127.0.0.1:{server.port}/"
+        body = (await curl(proxy, url)).body
+        body += await answer_to(proxy, f"POST {url} HTTP/1.1\r\nHost: x\r\n{HEADS['two lengths']}\r\nhello".encode())
+    found = await proxy.until(lambda events: len(flows(events, FlowFailed)) == 2)
+    said = [body.decode(), *(event.failure.message for event in flows(found, FlowFailed))]
+    assert not [text for text in said if "validate_inbound_headers" in text]
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -141,7 +141,8 @@ class Access:
     def _conclude(self, flow: http.HTTPFlow, client: ClientState, given: Given, outcome: Outcome) -> None:
         # Told before the client learns of it; a success once a connection.
         if not (outcome.identity and client.authenticated):
-            self._tell(client, given.shown, outcome.reason)
+            hidden = True in [self._verifier.is_secret(text) for text in given.hidden]
+            self._tell(client, "" if hidden else given.shown, outcome.reason)
         if outcome.identity:
             client.authenticated = outcome.identity
         else:

@@ -20,6 +20,19 @@ MAX_HEADER = 8 * 1024
 SHOWN = 200
 """Characters of a user name that are recorded."""
 
+MAX_COLONS = 16
+"""Of a secret that was given as user name."""
+
+SCHEMES = {
+    name.lower(): name
+    for name in (
+        *("Digest", "NTLM", "Negotiate", "Kerberos", "HOBA", "Mutual", "OAuth", "DPoP", "GNAP", "Concealed", "vapid"),
+        *("SCRAM-SHA-1", "SCRAM-SHA-256", "PrivateToken", "Token", "AWS4-HMAC-SHA256"),
+    )
+}
+"""Those of IANA's registry and in common use. Nothing else is repeated: where the scheme was forgotten, the first word
+is the secret."""
+
 _KEY = secrets.token_bytes(32)
 _hasher = argon2.PasswordHasher()
 
@@ -35,8 +48,16 @@ class Given:
 
     @property
     def shown(self) -> str:
-        """The user name for the audit event."""
-        return self.username.decode("utf-8", "replace")[:SHOWN]
+        """The user name for the audit event. Empty without a password: many clients send a token as user name alone."""
+        return self.username.decode("utf-8", "replace")[:SHOWN] if self.secret and not self.problem else ""
+
+    @property
+    def hidden(self) -> tuple[bytes, ...]:
+        """What of it may be a secret in the wrong place: a token as user name, which may have colons of its own."""
+        if not self.username:
+            return ()
+        parts = (self.username + b":" + self.secret).split(b":", MAX_COLONS)
+        return tuple(b":".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def parse(header: str | None) -> Given:
@@ -53,8 +74,7 @@ def parse(header: str | None) -> Given:
         case "basic":
             return _basic(raw)
         case _:
-            shown = scheme[:20].encode("utf-8", "replace").decode()
-            return Given(problem=f"unsupported scheme {shown!r}")
+            return Given(problem=f"unsupported scheme {SCHEMES.get(scheme.lower(), '')}".rstrip())
 
 
 def _basic(encoded: bytes) -> Given:
@@ -97,6 +117,11 @@ class Accepted:
             if hmac.compare_digest(secret, wanted) and (named or not is_password):
                 found = identity
         return found
+
+    def holds(self, text: bytes) -> bool:
+        """Whether `text` is one of the plain secrets."""
+        found = keyed(text)
+        return True in [hmac.compare_digest(found, wanted) for _, wanted in self._plain.values()]
 
     def needs_hashing(self, given: Given) -> bool:
         """Whether a hash could be meant. A wrong user name costs the same hashing as a right one."""

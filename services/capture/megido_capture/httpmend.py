@@ -14,6 +14,8 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import _events, _http1, _http2
 
+from megido_capture.errors import without_advice
+
 logger = logging.getLogger(__name__)
 
 TESTED = ((12, 2), (12, 3))
@@ -25,6 +27,8 @@ _PLACES = (
     (_http1.Http1Server, "send"),
     (_http1.Http1Client, "send"),
     (_http2.Http2Server, "protocol_error"),
+    (_http1, "format_error"),
+    (_http2, "format_error"),
 )
 _ERROR_PAGE = re.compile(rb"<p>(.*?)</p>", re.DOTALL)
 _INSTEAD_OF = "_megido_instead_of"
@@ -42,13 +46,14 @@ def mend(observer: Observer) -> bool:
       open are told to `observer`: mitmproxy answers 400 or closes, and has no hook.
     - Trailers that come or would go over HTTP/1 are dropped, as RFC 9110 (6.5.1) allows: mitmproxy raises
       NotImplementedError or AssertionError, and both sides wait for ever.
+    - Error pages do not advise to switch off what protects.
     """
     found = tuple(int(part) for part in version.VERSION.split(".")[:2])
     if found not in TESTED:
         logger.warning("trailers and some errors of clients are not handled: not tested with mitmproxy %s", found)
         return False
     originals = [_original(getattr(owner, name)) for owner, name in _PLACES]
-    read_headers, send, client_send, protocol_error = originals[1:]
+    read_headers, send, client_send, protocol_error, format_error = originals[1:6]
 
     def mended_read_headers(self: _http1.Http1Server, event: events.ConnectionEvent) -> CommandGenerator[None]:
         step = read_headers(self, event)
@@ -80,7 +85,12 @@ def mend(observer: Observer) -> bool:
         ended: CommandGenerator[None] = protocol_error(self, message, error_code)
         return ended
 
-    made = (_WithoutTrailers, mended_read_headers, mended_send, mended_client_send, mended_protocol_error)
+    def mended_page(status: int, message: str) -> bytes:
+        page: bytes = format_error(status, without_advice(message))
+        return page
+
+    mended = (mended_read_headers, mended_send, mended_client_send, mended_protocol_error, mended_page, mended_page)
+    made: tuple[Any, ...] = (_WithoutTrailers, *mended)
     for (owner, name), replacement, original in zip(_PLACES, made, originals, strict=True):
         setattr(replacement, _INSTEAD_OF, original)
         setattr(owner, name, replacement)

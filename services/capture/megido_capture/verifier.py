@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from megido_capture.credentials import Accepted, Given
+from megido_capture.credentials import Accepted, Given, keyed
 
 MAX_WAITING = 16
 """Credentials that wait for the thread, each for a few hundred milliseconds of hashing."""
@@ -80,14 +80,16 @@ class Verifier:
         self._throttle = Throttle(clock)
         self._right: dict[bytes, bytes] = {}
         """Memory key to identity. As many as there are secrets that are accepted: it needs no bound."""
+        self._seen: set[bytes] = set()
+        """Keyed hashes of the secrets behind them."""
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
         self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
         self._thread: ThreadPoolExecutor | None = None
 
     def use(self, accepted: Accepted) -> None:
-        """Decides by these from now on; what was remembered of others is forgotten."""
+        """Decides by these from now on. What is remembered of right credentials stays as long as they are accepted."""
         self._accepted = accepted
-        self._right.clear()
+        self._right = {key: identity for key, identity in self._right.items() if identity in accepted.identities}
         self._wrong.clear()
         self._waiting.clear()
 
@@ -104,6 +106,10 @@ class Verifier:
         if identity := self._right.get(key, b""):
             return Outcome(identity)
         return wrong if key in self._wrong else None
+
+    def is_secret(self, text: bytes) -> bool:
+        """Whether `text` is a plain secret, or one that a hash was seen to be made of."""
+        return self._accepted.holds(text) or keyed(text) in self._seen
 
     async def verify(self, given: Given, address: str) -> Outcome:
         """The outcome for what `at_once` does not know. Of equal credentials that come together one is hashed."""
@@ -135,6 +141,7 @@ class Verifier:
                 self._waiting.pop(key, None)
         if identity:
             self._throttle.give_back(address)
+            self._seen.add(keyed(given.secret))
         if self._accepted is accepted:
             self._remember(key, identity)
         return identity
