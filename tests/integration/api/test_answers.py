@@ -10,6 +10,7 @@ import pytest
 
 from megido_api.settings import Settings
 from megido_shared import events
+from megido_shared.bus.base import Outgoing
 from megido_shared.errors import ConfigurationError
 from megido_shared.testing import a_completed_flow, a_request, a_response
 from tests.integration.api.harness import Api, Ingest, eventually, running
@@ -265,12 +266,22 @@ async def test_answers_are_as_documented(api: Api, ingest: Ingest) -> None:
         return bool(stats["total_errors"] and stats["total_websocket_messages"])
 
     await eventually(stored, "what was posted")
+    producer = await api.bus.producer("test")
+    await producer.append([Outgoing("megido.flows", b"key", b"\xc1 no event")])
+    await producer.close()
+
+    async def dead() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await api.get("/proxy/api/dead-letters/"))["dead_letters"]
+        return found
+
+    (letter,) = await eventually(dead, "the dead letter")
     checked = 0
     for path, operations in document["paths"].items():
         content = operations.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
         if "application/json" not in content or path.startswith("/proxy/api/replays"):
             continue
         url = path.replace("{reference}", str(listed["id"])).replace("{rule_id}", "1").replace("{scope}", "app:x")
+        url = url.replace("{letter_id}", str(letter["id"]))
         schema = content["application/json"]["schema"] | {"components": document["components"]}
         jsonschema.validate(await api.get(url), schema)
         checked += 1
