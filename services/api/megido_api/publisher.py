@@ -67,10 +67,10 @@ class SnapshotPublisher:
             async with self._engine.begin() as connection, asyncio.timeout(_BUS_TIMEOUT_S):
                 await _lock(connection)
                 wanted = {snapshot.scope: snapshot for snapshot in await snapshots(connection)}
-                if not wanted:
+                if GLOBAL not in wanted:
                     await self._begin(connection)
                     continue
-                hidden = {} if GLOBAL in wanted else {GLOBAL: 0}
+                hidden: dict[str, int] = {}
                 for scope, snapshot in wanted.items():
                     if self._seen.get(scope) != snapshot:
                         hidden |= await self._put(snapshot)
