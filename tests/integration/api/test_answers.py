@@ -285,7 +285,7 @@ async def test_answers_are_as_documented(api: Api, ingest: Ingest) -> None:
         schema = content["application/json"]["schema"] | {"components": document["components"]}
         jsonschema.validate(await api.get(url), schema)
         checked += 1
-    assert checked == 13
+    assert checked == 16
 
 
 async def test_metrics_name_routes_not_urls(api: Api) -> None:
