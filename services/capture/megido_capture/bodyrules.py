@@ -6,7 +6,8 @@ from mitmproxy import http
 
 from megido_capture.counters import Counters, contained
 from megido_capture.flows import content_length
-from megido_capture.rules import BODY_CAP, RuleSet
+from megido_capture.injection import BODY_CAP
+from megido_capture.rules import RuleSet
 from megido_capture.state import FlowState, Registry
 from megido_capture.tee import Stream
 
@@ -64,7 +65,8 @@ class StreamedRules:
 
     @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        state, stream = self._registry.flows.get(flow.id), flow.request.stream
+        stream = flow.request.stream
+        state = self._registry.flows.get(flow.id) if callable(stream) else None
         if state is None or not callable(stream) or content_length(flow.request.headers) is not None:
             return
         if self._rules.wants_body(flow.request):

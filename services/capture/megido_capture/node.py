@@ -225,16 +225,26 @@ class Node:
         recorder.arrived, recorder.was_reset = connected.arrived, connected.was_reset
         self._crash_watch = CrashWatch(connected, self.connections.crashed)
         live.put_in_force = self._apply
-        self._apply()
+        self._begin()
 
     def restart(self, start: Start) -> None:
         """Other options than at the start. Raises ConfigurationError and changes nothing when they cannot be."""
         self.live.restart(start)
 
+    def _begin(self) -> None:
+        """Nobody is served yet, and nobody is without the rules."""
+        self._apply_settings(self.live.settings)
+        self.rule_set.replace(self.live.rules)
+        self._applied(self.live.version)
+
     def _apply(self) -> None:
         """Puts the live configuration in force while traffic flows."""
-        self.rule_set.replace(self.live.rules)
-        self._apply_settings(self.live.settings)
+        self._apply_settings(self.live.settings)  # access first: patterns may take a second to compile
+        self.rule_set.load(self.live.rules, partial(self._applied, self.live.version))
+
+    def _applied(self, version: int) -> None:
+        """That version's settings and rules are in force."""
+        self._in_force = version
         self.heartbeat.soon()
 
     def _apply_settings(self, settings: CaptureSettings) -> None:
@@ -312,6 +322,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.rule_set.stop_loading()
         self.heartbeat.beat("stopping")
         stop_observing()
         self._crash_watch.stop()
@@ -377,7 +388,7 @@ class Node:
                     self.live.take(scope, raw)
 
     def _config(self) -> Config:
-        return Config(self.live.version, self.config_source.stale, self.live.error)
+        return Config(self._in_force, self.config_source.stale, self.live.error)
 
     def _pinned(self) -> dict[str, str]:
         return self.live.pinned() | ({"ssl_insecure": "true"} if self._ssl_insecure() else {})

@@ -1,37 +1,39 @@
-"""Payload rules: which apply to a request, and what they do to it. Pure but for the request that they change."""
+"""Payload rules: which apply to a request, and what becomes of those that do not."""
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Any
-from urllib.parse import quote, unquote_to_bytes
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
-import msgspec
 import re2
 from mitmproxy import http
 
 from megido_capture.counters import Counters, contained
 from megido_capture.flows import url_of
+from megido_capture.injection import BODY_CAP, inject, kind_of
 from megido_capture.state import Registry
 from megido_shared.config import PayloadRule
+from megido_shared.rulelimits import MAX_ACTIVE, compile_pattern, unusable_name
 
 logger = logging.getLogger(__name__)
 
-BODY_CAP = 4 << 20
-"""Bytes of a body that rules change: it is held and parsed on the event loop. A larger one passes as it is."""
+SLICE = 0.001
+"""Seconds of compiling in one turn of the event loop, and a pattern more. Not in a thread: RE2 holds the interpreter's
+lock while it compiles."""
 
-_JSON = ("application/json", "+json")
-_FORM = "application/x-www-form-urlencoded"
+_ORDER = ("param", "header", "cookie")
+"""In which rules for a head are applied: a cookie goes into what a rule for the header `Cookie` put there."""
+
+type _Search = Callable[[str], object]
 
 
 class CompiledRule:
     __slots__ = ("matches", "rule")
 
-    def __init__(self, rule: PayloadRule) -> None:
-        """Raises re2.error when the pattern is none."""
-        options = re2.Options()
-        options.log_errors = False
+    def __init__(self, rule: PayloadRule, matches: _Search) -> None:
         self.rule = rule
-        self.matches = re2.compile(rule.target_url_pattern, options).search
+        self.matches = matches
 
 
 class RuleSet:
@@ -40,20 +42,62 @@ class RuleSet:
     def __init__(self, counters: Counters, source_app: str) -> None:
         self._counters = counters
         self._source_app = source_app
+        self._searches: dict[str, _Search | re2.error] = {}
+        """What is compiled, by pattern: a change of one rule compiles one."""
         self._heads: tuple[CompiledRule, ...] = ()
         self._bodies: tuple[CompiledRule, ...] = ()
+        self._loading: asyncio.Task[None] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._heads or self._bodies)
 
+    def load(self, rules: Sequence[PayloadRule], done: Callable[[], None]) -> None:
+        """Puts `rules` in force: at once when every pattern is known, else within a second or two, while the event
+        loop serves in between and the rules that were go on. Then calls `done`. A later call takes the place of one
+        that is not done yet."""
+        self.stop_loading()
+        if self._unknown(rules):
+            self._loading = asyncio.get_running_loop().create_task(self._load(rules, done))
+        else:
+            self.replace(rules)
+            done()
+
+    def stop_loading(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            self._loading = None
+
+    async def _load(self, rules: Sequence[PayloadRule], done: Callable[[], None]) -> None:
+        await asyncio.sleep(0)
+        begun = time.perf_counter()
+        for pattern in self._unknown(rules):
+            self._search_of(pattern)
+            if time.perf_counter() - begun > SLICE:
+                await asyncio.sleep(0)
+                begun = time.perf_counter()
+        self._loading = None
+        self.replace(rules)
+        done()
+
+    def _unknown(self, rules: Iterable[PayloadRule]) -> list[str]:
+        usable = [rule for rule in rules if self._applies(rule)][:MAX_ACTIVE]
+        return list({rule.target_url_pattern: None for rule in usable if rule.target_url_pattern not in self._searches})
+
     def replace(self, rules: Iterable[PayloadRule]) -> None:
-        compiled = [found for rule in rules if self._applies(rule) and (found := self._compile(rule))]
-        self._heads = tuple(item for item in compiled if item.rule.injection_type != "body")
+        """At once. What no rule of these uses is not kept compiled."""
+        usable = [rule for rule in rules if self._applies(rule)]
+        compiled = [found for rule in usable[:MAX_ACTIVE] if (found := self._compile(rule))]
+        for rule in usable[MAX_ACTIVE:]:
+            self._failed(rule, ValueError(f"there are more than {MAX_ACTIVE} active rules"))
+        used = {rule.target_url_pattern for rule in usable[:MAX_ACTIVE]}
+        self._searches = {pattern: found for pattern, found in self._searches.items() if pattern in used}
+        heads = [item for item in compiled if item.rule.injection_type != "body"]
+        self._heads = tuple(sorted(heads, key=lambda item: _ORDER.index(item.rule.injection_type)))
         self._bodies = tuple(item for item in compiled if item.rule.injection_type == "body")
 
     def wants_body(self, request: http.Request) -> bool:
         """Whether a rule changes this request's body: then all of it has to be there before it goes on."""
-        return bool(self._bodies) and _kind(request) != "" and bool(self._matching(self._bodies, request))
+        return bool(self._bodies) and kind_of(request) != "" and bool(self._matching(self._bodies, request))
 
     def must_buffer(self, request: http.Request, length: int | None) -> bool:
         """Whether a body that would be streamed is to be read whole: not when its `length` is unknown (it is changed
@@ -76,7 +120,7 @@ class RuleSet:
 
     def apply_body(self, request: http.Request) -> tuple[int, ...]:
         """To a request that is there whole. One whose body has no fields is no failure of a rule."""
-        if not self._bodies or not _kind(request):
+        if not self._bodies or not kind_of(request):
             return ()
         if len(request.raw_content or b"") > BODY_CAP:
             self.skip_body(request)
@@ -91,15 +135,19 @@ class RuleSet:
         return whole.raw_content or b"", applied
 
     def _apply(self, rules: Sequence[CompiledRule], request: http.Request) -> tuple[int, ...]:
-        applied = []
-        for item in self._matching(rules, request) if rules else ():
-            try:
-                inject(item.rule, request)
-            except Exception as error:  # noqa: BLE001 - a rule that fails harms nothing but itself
-                self._failed(item.rule, error)
-            else:
-                applied.append(item.rule.id)
-                self._counters[f"rule_hits:{item.rule.id}"] += 1
+        if not rules:
+            return ()
+        found = [item.rule for item in self._matching(rules, request)]
+        applied: list[int] = []
+        for _, group in groupby(found, key=lambda rule: rule.injection_type):
+            same = list(group)
+            failures = inject(same, request)
+            for rule, error in failures:
+                self._failed(rule, error)
+            failed = {rule.id for rule, _ in failures}
+            applied += [rule.id for rule in same if rule.id not in failed]
+        for number in applied:
+            self._counters[f"rule_hits:{number}"] += 1
         return tuple(applied)
 
     def _matching(self, rules: Sequence[CompiledRule], request: http.Request) -> list[CompiledRule]:
@@ -110,103 +158,30 @@ class RuleSet:
         return rule.active and (not rule.target_apps or self._source_app in rule.target_apps)
 
     def _compile(self, rule: PayloadRule) -> CompiledRule | None:
-        try:
-            return CompiledRule(rule)
-        except re2.error as error:
-            self._failed(rule, error)
-            return None
+        search = self._search_of(rule.target_url_pattern)
+        if isinstance(search, re2.error):
+            self._failed(rule, search)
+        elif why := unusable_name(rule.injection_type, rule.injection_point):
+            self._failed(rule, ValueError(f"{rule.injection_point!r} {why}"))
+        else:
+            return CompiledRule(rule, search)
+        return None
+
+    def _search_of(self, pattern: str) -> _Search | re2.error:
+        found = self._searches.get(pattern)
+        if found is None:
+            try:
+                found = compile_pattern(pattern)
+            except re2.error as error:
+                found = error.with_traceback(None)
+            self._searches[pattern] = found
+        return found
 
     def _failed(self, rule: PayloadRule, error: Exception) -> None:
         name = f"rule_errors:{rule.id}"
         self._counters[name] += 1
         if self._counters[name] == 1:
             logger.warning("payload rule %s (%s) cannot be applied: %.200s", rule.id, rule.name, error)
-
-
-class NotApplicable(Exception):
-    """The request has no place for the rule's payload."""
-
-
-def inject(rule: PayloadRule, request: http.Request) -> None:
-    """Puts the payload where the rule says; what the rule does not name keeps its bytes. Raises NotApplicable."""
-    point, payload = rule.injection_point, rule.payload_content
-    match rule.injection_type:
-        case "header":
-            name = point.lower() if request.is_http2 else point
-            if not name or any(byte in f"{name}{payload}" for byte in "\r\n\0"):
-                raise NotApplicable("a header cannot hold a line break or NUL")
-            request.headers[name] = payload
-        case "param":
-            path, mark, query = request.data.path.partition(b"?")
-            pair = b"=".join(quote(part, safe="").encode() for part in (point, payload))
-            request.data.path = path + b"?" + _put(query if mark else b"", b"&", point, pair)
-        case "cookie":
-            if any(byte in f"{point}{payload}" for byte in "\r\n\0;"):
-                raise NotApplicable("a cookie cannot hold a line break, NUL or semicolon")
-            _put_cookie(request, point, f"{point}={payload}".encode())
-        case "body":
-            _put_body(request, point, payload)
-
-
-def _put(pairs: bytes, separator: bytes, name: str, pair: bytes) -> bytes:
-    """`pairs` with the first one called `name` replaced and further ones removed, or `pair` appended."""
-    wanted = name.encode()
-    kept: list[bytes] = []
-    placed = False
-    for item in pairs.split(separator) if pairs else ():
-        if unquote_to_bytes(item.partition(b"=")[0].strip().replace(b"+", b" ")) != wanted:
-            kept.append(item)
-        elif not placed:
-            kept.append(pair)
-            placed = True
-    if not placed:
-        kept.append(pair)
-    return separator.join(kept)
-
-
-def _put_cookie(request: http.Request, name: str, pair: bytes) -> None:
-    fields = list(request.headers.fields)
-    at = [index for index, (field, _) in enumerate(fields) if field.lower() == b"cookie"]
-    if not at:
-        request.headers["cookie" if request.is_http2 else "Cookie"] = pair.decode("utf-8", "surrogateescape")
-        return
-    # HTTP/2 may send a field for each cookie; together they are one list.
-    cookies = b"; ".join(fields[index][1] for index in at)
-    items = [item.strip() for item in cookies.split(b";") if item.strip()]
-    wanted = name.encode()
-    place = next((index for index, item in enumerate(items) if item.partition(b"=")[0] == wanted), len(items))
-    rest = [item for item in items if item.partition(b"=")[0] != wanted]
-    rest.insert(place, pair)
-    fields[at[0]] = (fields[at[0]][0], b"; ".join(rest))
-    request.headers.fields = tuple(field for index, field in enumerate(fields) if index not in at[1:])
-
-
-def _put_body(request: http.Request, name: str, payload: str) -> None:
-    content = request.raw_content or b""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise NotApplicable("the body is compressed")
-    match _kind(request):
-        case "json":
-            document: Any = msgspec.json.decode(content or b"{}")
-            if not isinstance(document, dict):
-                raise NotApplicable("the body is no JSON object")
-            document[name] = payload
-            changed = msgspec.json.encode(document)
-        case "form":
-            pair = b"=".join(quote(part, safe="").encode() for part in (name, payload))
-            changed = _put(content, b"&", name, pair)
-        case _:
-            raise NotApplicable("the body is neither JSON nor a form")
-    request.raw_content = changed
-    if "transfer-encoding" not in request.headers:
-        request.headers["content-length" if request.is_http2 else "Content-Length"] = str(len(changed))
-
-
-def _kind(request: http.Request) -> str:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type.endswith(_JSON):
-        return "json"
-    return "form" if media_type == _FORM else ""
 
 
 class Rules:

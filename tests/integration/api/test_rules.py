@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from megido_api.settings import Settings
 from megido_shared.bus.local import LocalBus
 from megido_shared.config import Snapshot, decode_snapshot, encode_snapshot
@@ -114,6 +116,11 @@ async def test_what_could_not_work_is_refused_with_its_field(api: Api) -> None:
         ({"injection_point": ""}, "injection_point"),
         ({"injection_point": "X Y"}, "injection_point"),
         ({"injection_point": "X-A:\r\nX-B"}, "injection_point"),
+        ({"injection_point": "Content-Length"}, "injection_point"),
+        ({"injection_point": "transfer-encoding"}, "injection_point"),
+        ({"injection_point": "Proxy-Authorization"}, "injection_point"),
+        ({"injection_point": ":path"}, "injection_point"),
+        ({"target_url_pattern": r"http[\pL\pN]{20}7"}, "target_url_pattern"),
         ({"payload_content": "1\r\nX-B: 2"}, "payload_content"),
         ({"injection_type": "cookie", "payload_content": "1\n2"}, "payload_content"),
         ({"name": ""}, "name"),
@@ -162,6 +169,17 @@ async def test_too_many_rules_for_one_snapshot(api: Api) -> None:
     inactive = await api.post(PATH, RULE | {"payload_content": "x" * 65_000, "active": False})
     assert inactive["id"]
     assert len((await published(api, before + 10)).rules) == 9
+
+
+async def test_more_active_rules_than_a_proxy_applies(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megido_api.rules.endpoints.MAX_ACTIVE", 2)
+    rules = [await api.post(PATH, RULE) for _ in range(2)]
+    assert (await api.post(PATH, RULE, status=400))["error"]["code"] == "too_many_rules"
+    off = await api.post(PATH, RULE | {"active": False})
+    one = f"{PATH}{off['id']}/"
+    assert (await api.send("PATCH", one, {"active": True}, status=400))["error"]["code"] == "too_many_rules"
+    await api.send("PATCH", f"{PATH}{rules[0]['id']}/", {"active": False})
+    assert (await api.send("PATCH", one, {"active": True}))["active"]
 
 
 async def test_changes_side_by_side_get_versions_of_their_own(api: Api) -> None:

@@ -13,7 +13,7 @@ import pytest
 import websockets
 from websockets.asyncio.server import ServerConnection, serve
 
-from megido_capture.rules import BODY_CAP
+from megido_capture.injection import BODY_CAP
 from megido_shared.bus.local import LocalBus
 from megido_shared.config import PayloadRule, ProxySettings, Snapshot, encode_snapshot
 from megido_shared.datadir import DataDir
@@ -231,7 +231,7 @@ async def test_body_rules_change_bodies_of_unknown_length_up_to_the_cap(live: Li
     kind = ("-H", "Content-Type: application/json")
     chunked = (*kind, "-H", "Transfer-Encoding: chunked")
     answer = await live.curl(url, *chunked, "-d", '{"a": 1}')
-    assert answer.body.endswith(b'{"a":1,"added":"1"}') and b"X-Rule: 2" in answer.body
+    assert answer.body.endswith(b'{"a": 1,"added":"1"}') and b"X-Rule: 2" in answer.body
     large = live.proxy.data_dir / "large.json"
     large.write_bytes(b'{"a": "' + b"x" * BODY_CAP + b'"}')
     for headers in (chunked, kind):
@@ -239,7 +239,7 @@ async def test_body_rules_change_bodies_of_unknown_length_up_to_the_cap(live: Li
         assert answer.body.endswith(b"\r\n\r\n" + large.read_bytes())
     found = flows(await live.proxy.until(lambda events: len(flows(events)) == 3))
     assert [set(flow.rules) for flow in found] == [{1, 2}, {2}, {2}]
-    assert harness.body(await live.proxy.events(), found[0], "request") == b'{"a":1,"added":"1"}'
+    assert harness.body(await live.proxy.events(), found[0], "request") == b'{"a": 1,"added":"1"}'
     await live.status(lambda status: status.counters.get("rule_skipped:1") == 2)
 
 

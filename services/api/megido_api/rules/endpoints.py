@@ -9,7 +9,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api.fields import Filter
-from megido_api.problems import ErrorAnswer, bad_field, not_found
+from megido_api.problems import ErrorAnswer, Problem, bad_field, not_found
 from megido_api.rules import queries
 from megido_api.rules.patterns import check_injection, check_pattern
 from megido_api.rules.schemas import ActiveRules, Rule, RuleInput, RulePatch
@@ -17,6 +17,7 @@ from megido_api.snapshots import GLOBAL, check_size, raise_version, record
 from megido_api.state import State, StateDep
 from megido_api.views import iso
 from megido_api.who import who
+from megido_shared.rulelimits import MAX_ACTIVE
 
 router = APIRouter(prefix="/interceptor/api/payload-rules", tags=["payload rules"])
 
@@ -117,6 +118,8 @@ async def _changed[T: Row[Any] | None](
         version = await raise_version(connection, GLOBAL)
         await record(connection, version, GLOBAL, _difference(old, new), by)
         if new is not None and new.active:  # what makes it smaller is never refused
+            if await queries.active_count(connection) > MAX_ACTIVE:
+                raise Problem(400, "too_many_rules", f"there are more than {MAX_ACTIVE} active rules")
             await check_size(connection, GLOBAL)
         return new
 

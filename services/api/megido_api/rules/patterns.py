@@ -1,22 +1,20 @@
 """Checking a rule before it can reach a proxy. Pure."""
 
-import re
-
 import re2
 
 from megido_api.problems import bad_field
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+from megido_shared.rulelimits import MAX_MEM, compile_pattern, unusable_name
 
 
 def check_pattern(field: str, pattern: str) -> None:
-    """Raises Problem (400) with the position when RE2, which proxies match with, cannot compile it."""
-    options = re2.Options()
-    options.log_errors = False
+    """Raises Problem (400) when RE2, which proxies match with, cannot compile it: with the position, or because it
+    would take more than MAX_MEM."""
     try:
-        re2.compile(pattern, options)
+        compile_pattern(pattern)
     except re2.error as error:
         reason = _reason(error)
+        if "too large" in reason:
+            raise bad_field(field, f"takes more than {MAX_MEM >> 10} KB compiled; RE2 says: {reason}") from error
         what, _, fragment = reason.partition(": ")
         position = len(pattern) if what == "missing )" else max(pattern.find(fragment), 0)
         raise bad_field(
@@ -30,12 +28,11 @@ def _reason(error: Exception) -> str:
 
 
 def check_injection(injection_type: str, injection_point: str, payload: str) -> None:
-    """Raises Problem (400) on a header or cookie that would not be one, or would be two."""
+    """Raises Problem (400) on a header or cookie that would not be one, would be two, or would change how a request
+    is framed or whose it is."""
     if not injection_point:
         raise bad_field("injection_point", "must not be empty")
-    if injection_type not in ("header", "cookie"):
-        return
-    if not _TOKEN.fullmatch(injection_point):
-        raise bad_field("injection_point", f"is no name of a {injection_type}")
-    if any(character in payload for character in "\r\n"):
+    if why := unusable_name(injection_type, injection_point):
+        raise bad_field("injection_point", why)
+    if injection_type in ("header", "cookie") and any(character in payload for character in "\r\n"):
         raise bad_field("payload_content", f"a {injection_type} must not contain a line break")

@@ -79,6 +79,10 @@ async def remove(connection: AsyncConnection, rule_id: int) -> bool:
     return found.first() is not None
 
 
+async def active_count(connection: AsyncConnection) -> int:
+    return int(await connection.scalar(select(func.count()).select_from(payload_rules).where(_c.active)) or 0)
+
+
 async def troubles(connection: AsyncConnection) -> dict[int, Trouble]:
     """By rule, what nodes counted since their starts; of those that were heard of in the last day."""
     entry = func.jsonb_each_text(nodes.c.counters).table_valued("key", "value").render_derived()
