@@ -16,13 +16,16 @@ VARIANTS = 8
 """Responses kept of one URL (`Vary`)."""
 
 OVERHEAD = 2048
-"""Bytes counted for a response beside its content: headers, the rules' view of them, the objects."""
+"""Bytes counted for a response beside its content and header fields: the objects."""
+
+FIELD = 512
+"""Bytes counted for a header field beside its text, which is there twice: as it is served, and as hishel sees it."""
 
 
 class Stored:
     """A response: `fields` as they are served, `content` in its coding, and `entry`, by which hishel judges it."""
 
-    __slots__ = ("content", "entry", "fields", "http_version", "reason")
+    __slots__ = ("content", "entry", "fields", "http_version", "reason", "size")
 
     def __init__(self, entry: hishel.Entry, fields: Fields, http_version: bytes, reason: bytes, content: bytes) -> None:
         self.entry = entry
@@ -30,10 +33,13 @@ class Stored:
         self.http_version = http_version
         self.reason = reason
         self.content = content
+        self.size = OVERHEAD + len(content) + len(reason) + 4 * len(entry.request.url) + _size(fields)
+        for headers in (entry.request.headers, entry.response.headers if entry.response else ()):
+            self.size += sum(len(name) + len(headers[name]) for name in headers)
 
-    @property
-    def size(self) -> int:
-        return len(self.content) + sum(len(name) + len(value) for name, value in self.fields) + OVERHEAD
+
+def _size(fields: Fields) -> int:
+    return sum(len(name) + len(value) + FIELD for name, value in fields)
 
 
 class Store:

@@ -1,6 +1,10 @@
 """Static assets from memory: which requests and responses come into question is decided here; whether one may be
 stored, used as it is or must be asked about again, hishel decides by the rules of RFC 9111 for a shared cache.
 
+Clients do not share what RFC 9111 would let them: an answer to a request with credentials or cookies is neither taken
+from memory nor kept unless it says for how long everybody may have it, and requests with fields that servers build
+answers by, though no `Vary` names them, pass by.
+
 Left alone, where answering from memory need not be right: requests with conditions of their own, a range or a body,
 and those that a payload rule changed; responses that set cookies, or are compressed without `Vary: Accept-Encoding`;
 bodies that end with their connection, and those above `OBJECT` bytes.
@@ -42,8 +46,17 @@ _ASIDE = frozenset(
         b"if-match",
         b"if-unmodified-since",
         b"upgrade",
+        # What a server may build an answer by and caches do not know of: one client must not choose another's answer.
+        b"forwarded",
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"x-host",
+        b"x-http-method-override",
+        b"x-http-method",
+        b"x-method-override",
     )
 )
+_PERSONAL = frozenset((b"authorization", b"cookie"))
 _OPTIONS: hishel.CacheOptions = {"shared": True, "supported_methods": ["GET"], "allow_stale": False}
 
 
@@ -93,6 +106,8 @@ class StaticCache:
             return
         seen = _seen(request, url)
         known = [item for item in self.store.get(url) if _is_variant(item, seen)]
+        if known and _is_personal(request.headers.fields) and not _is_everybodys(known[-1].entry.response.headers):
+            return
         follows = hishel.IdleClient(options=_OPTIONS).next(seen, [item.entry for item in known[-1:]])
         if isinstance(follows, hishel.FromCache):
             flow.response = _response(known[-1], follows.entry.response.headers["age"])
@@ -112,19 +127,19 @@ class StaticCache:
         if request.data.method not in SAFE:
             self._invalidate(request, response)
         elif request.data.method == b"GET" and response.data.status_code == 200 and is_static(response):
-            if state.fetch is None and _comes_into_question(request, state):
+            if state.fetch is None and _comes_into_question(request, state) and _may_be_shared(request, response):
                 state.fetch = Fetch(_seen(request, _key(request)))
             if state.fetch is not None and _ends_by_itself(response):
                 state.fetch.pieces = []
                 response.stream = state.fetch.collect
 
-    def fetched(self, response: http.Response, fetch: Fetch) -> None:
-        """A whole answer that came from the server."""
+    def fetched(self, request: http.Request, response: http.Response, fetch: Fetch) -> None:
+        """A whole answer that came from the server, to a request as its client sent it."""
         if response.data.status_code != 200:
             return
         if fetch.stale is not None:
             self.store.remove(fetch.stale)  # it is superseded, whatever becomes of this one
-        if not is_static(response):
+        if not is_static(response) or not _may_be_shared(request, response):
             return
         self._counters["cache_misses"] += 1
         content = response.data.content
@@ -139,7 +154,7 @@ class StaticCache:
         for same in self.store.get(fetch.request.url):
             if _is_variant(same, fetch.request):
                 self.store.remove(same)
-        made = entry(fetch.request, follows.response.headers)
+        made = entry(_selecting(fetch.request, follows.response.headers), follows.response.headers)
         fields = _storable(response.headers, follows.response.headers)
         self.store.add(Stored(made, fields, response.data.http_version, response.data.reason, content))
         self._counters["cache_stored"] += 1
@@ -174,14 +189,17 @@ def answered(flow: http.HTTPFlow, state: FlowState, fetch: Fetch, cache: StaticC
         return
     if fetch.stale is None or fetch.asked is None or response.data.status_code != 304:
         if cache is not None:
-            cache.fetched(response, fetch)
+            cache.fetched(flow.request, response, fetch)
         return
     new = _refreshed(fetch.stale, fetch.asked, response.headers.fields)
     flow.response = _response(new or fetch.stale)
     flow.response.headers.fields += tuple(field for field in response.headers.fields if _name(field) == "set-cookie")
     state.cached = True
     if cache is not None:
-        cache.refreshed(fetch.stale, new)
+        personal = _is_personal(flow.request.headers.fields)
+        cache.refreshed(
+            fetch.stale, new if new and (not personal or _is_everybodys(new.entry.response.headers)) else None
+        )
 
 
 def is_static(response: http.Response) -> bool:
@@ -235,12 +253,34 @@ def _is_variant(stored: Stored, request: hishel.Request) -> bool:
     return all(then.get(name.strip()) == this.get(name.strip()) for name in names)
 
 
+def _selecting(request: hishel.Request, answer: hishel.Headers) -> hishel.Request:
+    """Of a request what `Vary` asks for: nothing else of a client is kept."""
+    names = {name.strip().lower() for name in answer.get("vary", "").split(",")}
+    kept = {name: request.headers.get_list(name) for name in names if name in request.headers}
+    return hishel.Request(request.method, request.url, hishel.Headers({k: v for k, v in kept.items() if v}))
+
+
+def _is_personal(fields: Fields) -> bool:
+    return any(field[0].lower() in _PERSONAL for field in fields)
+
+
+def _is_everybodys(headers: hishel.Headers) -> bool:
+    """Whether a response says for how long everybody may have it. `public` alone leaves the time to a guess."""
+    directives = _directives(headers.get("cache-control", ""))
+    timed = "max-age" in directives or "expires" in headers
+    return "set-cookie" not in headers and ("s-maxage" in directives or ("public" in directives and timed))
+
+
+def _may_be_shared(request: http.Request, response: http.Response) -> bool:
+    return not _is_personal(request.headers.fields) or _is_everybodys(view(response.headers.fields))
+
+
 def _comes_into_question(request: http.Request, state: FlowState) -> bool:
     if state.rules or request.data.content or state.request_tee is not None:
         return False
     for field in request.headers.fields:
         name = field[0].lower()
-        if name in _ASIDE:
+        if name in _ASIDE or name.startswith(b"x-forwarded"):
             return False
         if name == b"cache-control" and _directives(field[1].decode("latin-1")) & {"no-store", "only-if-cached"}:
             return False

@@ -242,14 +242,57 @@ async def test_what_may(proxy: Inside, origin: Origin, answer: bytes) -> None:
     assert [flow.cached for flow in flows(await proxy.events())] == [False, True]
 
 
-@pytest.mark.parametrize(("directive", "asked"), [("max-age=500", 2), ("public, max-age=500", 1)])
-async def test_a_response_to_credentials_is_shared_only_when_it_says_so(
-    proxy: Inside, origin: Origin, directive: str, asked: int
+ALICE, BOB, TOKEN = "Cookie: sid=alice", "Cookie: sid=bob", "Authorization: Bearer x"
+NOBODY = "X-Nothing: 1"
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(ALICE, BOB), (ALICE, NOBODY), (NOBODY, BOB), (TOKEN, BOB), (NOBODY, TOKEN)]
+)
+@pytest.mark.parametrize(
+    ("lines", "asked"),
+    [
+        (("Cache-Control: max-age=500",), 2),
+        (("Last-Modified: Tue, 01 Jan 2019 00:00:00 GMT",), 2),
+        (("Cache-Control: public", "Last-Modified: Tue, 01 Jan 2019 00:00:00 GMT"), 2),
+        (("Cache-Control: public, max-age=500", "Set-Cookie: a=b"), 2),
+        (("Cache-Control: public, max-age=500",), 1),
+        (("Cache-Control: s-maxage=500",), 1),
+    ],
+    ids=["max-age", "heuristic", "public-heuristic", "sets-cookie", "public", "s-maxage"],
+)
+async def test_clients_share_what_is_said_to_be_everybodys(
+    proxy: Inside, origin: Origin, lines: tuple[str, ...], asked: int, first: str, then: str
 ) -> None:
-    origin.answers = [reply(f"Cache-Control: {directive}")]
-    await get(proxy, origin.url(), "-H", "Authorization: Bearer x")
-    await get(proxy, origin.url())
+    origin.answers = [reply(*lines)]
+    for line in (first, then):
+        await get(proxy, origin.url(), "-H", line)
     assert len(origin.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("X-Forwarded-Host: evil", "X-Forwarded-For: 1.1.1.1", "Forwarded: host=evil", "X-Original-URL: /a"),
+        *("X-Rewrite-URL: /a", "X-Host: evil", "X-HTTP-Method-Override: POST"),
+    ],
+)
+async def test_nobody_chooses_what_others_get(proxy: Inside, origin: Origin, line: str) -> None:
+    origin.answers = [reply(FRESH, content=b"poisoned"), reply(FRESH)]
+    assert (await get(proxy, origin.url(), "-H", line))[1] == b"poisoned"
+    assert (await get(proxy, origin.url()))[1] == PNG
+    await get(proxy, origin.url(), "-H", line)
+    assert len(origin.asked) == 3
+
+
+async def test_what_replaces_a_shared_answer_is_shared_only_when_it_says_so(proxy: Inside, origin: Origin) -> None:
+    origin.answers = [
+        reply('ETag: "1"', "Cache-Control: public, max-age=50", age=100),
+        reply("Cache-Control: max-age=500", content=b"alice's"),
+        reply(FRESH),
+    ]
+    bodies = [(await get(proxy, origin.url(), "-H", line))[1] for line in (NOBODY, ALICE, NOBODY)]
+    assert bodies == [PNG, b"alice's", PNG]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """What the cache holds: bounded in bytes, least recently used first; and the age of a response as hishel reckons it."""
 
+import tracemalloc
 from email.utils import formatdate, parsedate_to_datetime
 
 import hishel
 import pytest
 
-from megido_capture.cachestore import OVERHEAD, VARIANTS, Store, Stored, dated, entry, view
+from megido_capture.cachestore import VARIANTS, Store, Stored, dated, entry, view
 
 NOW = 1_700_000_000.0
 
@@ -16,7 +17,7 @@ def stored(url: str, size: int = 100, **headers: str) -> Stored:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    store = Store(3 * (100 + OVERHEAD))
+    store = Store(3 * stored("a").size)
     for url in ("a", "b", "c"):
         store.add(stored(url))
     assert store.get("a")
@@ -49,6 +50,27 @@ def test_what_is_removed_is_not_counted_any_more() -> None:
     assert store.get("a") == [second] and store.size == second.size
     store.remove(second)
     assert "a" not in store and store.size == 0
+
+
+def test_headers_count_as_what_they_take() -> None:
+    """A client and a server together must not fill the memory with responses of nothing but header fields."""
+
+    def of(number: int) -> Stored:
+        fields = tuple((b"X-%d-%d" % (number, index), b"%d" % (number + index)) for index in range(300))
+        made = entry(hishel.Request("GET", f"http://x/{number}", hishel.Headers({"Cookie": "a" * 999})), view(fields))
+        return Stored(made, fields, b"HTTP/1.1", b"OK", b"")
+
+    store = Store()
+    of(0)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(50):
+            store.add(of(number))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken <= store.size < 3 * taken
 
 
 def http_date(seconds: float) -> bytes:
