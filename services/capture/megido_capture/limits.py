@@ -176,7 +176,8 @@ class Limits:
                 self.counters["header_timeouts"] += 1
 
     def _is_unfinished(self, server: _http2.Http2Server) -> bool:
-        state = self._registry.clients.get(server.context.client.id)
+        context = getattr(server, "context", None)  # none: it has ended, and was taken apart
+        state = self._registry.clients.get(context.client.id) if context is not None else None
         if state is None:
             return False  # it has left; held here, its connection would stay in memory for ever
         frames = server.h2_conn.incoming_buffer

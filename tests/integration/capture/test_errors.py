@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import trustme
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFailed
 from tests.integration.capture.breakage import Place, dialled
 from tests.integration.capture.conftest import server_context
-from tests.integration.capture.harness import Proxy, body, capture, curl, flows
+from tests.integration.capture.harness import Proxy, body, capture, curl, flows, run, until
 from tests.integration.capture.upstream import PIECE, Upstream, closed_port, full_backlog, serving
 
 
@@ -187,7 +188,15 @@ async def test_a_client_inside_tls_has_header_timeout_for_its_first_head(
     ):
         writer.write(sent)
         await reader.read(-1)  # until we close, or the helper gives up
+        await until(partial(_ended, proxy), bool)
         assert [event for event in await proxy.events() if event.seq] == []
+
+
+async def _ended(proxy: Proxy) -> bool:
+    """Whether a client was cut for its head, and none is connected any more. Nothing fails at that."""
+    found = (await run("curl", "-sS", f"http://127.0.0.1:{proxy.metrics_port}/metrics"))[1]
+    assert "hook_errors" not in found
+    return 'events_total{name="header_timeouts"}' in found and "megido_capture_client_connections 0.0" in found
 
 
 @contextlib.asynccontextmanager
