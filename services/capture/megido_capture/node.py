@@ -67,6 +67,8 @@ INGEST_GROUP = "ingest"
 TICK = 0.1
 DRAIN = 10.0
 """Seconds that open flows get to end when the node stops."""
+RECOVERY = 3.0
+"""Seconds of them for what earlier lives left open: what is not told by then is told at the next start."""
 CUT = 1.0
 """Seconds that the hooks of connections which were cut then get to tell their ends."""
 
@@ -86,6 +88,9 @@ class Place:
 
 class Node:
     """Made in the event loop's thread. `addons` are in the order in which their hooks must run."""
+
+    _recover_until = float("inf")
+    """On `time.monotonic()`."""
 
     def __init__(
         self,
@@ -294,8 +299,10 @@ class Node:
         served any more."""
         self.backpressure.room.give_up()
         deadline = time.monotonic() + seconds
+        self._recover_until = time.monotonic() + min(seconds, RECOVERY)
         while self._busy() and time.monotonic() < deadline and not (hurry and hurry.is_set()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # hooks end what is open
+        self._recover_until = 0.0
         await self.websockets.end_all(self._proxyserver.inject_event)
         await self._cut_clients()
         for state in list(self.registry.flows.values()):
@@ -316,7 +323,8 @@ class Node:
         return in_use or self._recovering()
 
     def _recovering(self) -> bool:
-        return self._recovery is not None and self._recovery.is_alive()
+        alive = self._recovery is not None and self._recovery.is_alive()
+        return alive and time.monotonic() < self._recover_until
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -361,9 +369,13 @@ class Node:
         """In a thread: a long journal takes a while to read, and the proxy serves meanwhile."""
         try:
             for fields in recovery.interrupted(self.journal, self.settings.max_body_size):
+                if time.monotonic() > self._recover_until:
+                    return
                 recovery.write(self.emitter, fields)
                 loop.call_soon_threadsafe(self.counters.update, {"recovered": 1})
             for last in left_open(self.journal):
+                if time.monotonic() > self._recover_until:
+                    return
                 write_close(self.emitter, last)
         except Exception as error:  # noqa: BLE001 - told, and the node goes on
             loop.call_soon_threadsafe(self.counters.hook_failed, "recovery", error)

@@ -10,7 +10,7 @@ import msgspec
 from megido_capture.emitter import Emitter
 from megido_shared import events
 from megido_shared.bus.base import Record
-from megido_shared.bus.topics import FLOWS
+from megido_shared.bus.topics import FLOWS, Topic
 from megido_shared.events import Body, BodyChunk, FlowInterrupted, FlowStarted
 
 _TERMINAL = (b"FlowCompleted", b"FlowFailed", b"FlowInterrupted")
@@ -25,32 +25,33 @@ def interrupted(journal: ReadBack, cap: int) -> Iterator[dict[str, Any]]:
     """The fields of a `FlowInterrupted` (all but the stamp) for each flow that was announced and never ended.
 
     Only what earlier lives wrote counts, by its place: ids would not tell after the clock was set back. Reads the
-    journal twice and keeps only what is open, so a full journal costs time, not memory; meant for a thread.
+    journal once and keeps only what is open, so a full journal costs time, not memory; meant for a thread.
     """
     open_flows: dict[bytes, FlowStarted] = {}
-    for record in _earlier(journal):
+    seen: dict[bytes, tuple[_Seen, _Seen]] = {}  # a body's first pieces come before its flow is announced
+    for record in earlier(journal, FLOWS):
         kind = _kind(record.value)
         if kind == b"FlowStarted":
-            started = _decode(record.value)
+            started = decode(record.value)
             if isinstance(started, FlowStarted):
                 open_flows[record.key] = started
+        elif kind == b"BodyChunk":
+            chunk = decode(record.value)
+            if isinstance(chunk, BodyChunk):
+                if record.key not in seen:
+                    seen[record.key] = (_Seen(), _Seen())
+                seen[record.key][chunk.side == "response"].add(chunk)
         elif kind in _TERMINAL:
             open_flows.pop(record.key, None)
-    if not open_flows:
-        return
-    seen = {key: (_Seen(), _Seen()) for key in open_flows}
-    for record in _earlier(journal):
-        if record.key in seen and _kind(record.value) == b"BodyChunk":
-            chunk = _decode(record.value)
-            if isinstance(chunk, BodyChunk):
-                seen[record.key][chunk.side == "response"].add(chunk)
+            seen.pop(record.key, None)
     for key, started in open_flows.items():
-        yield _fields(started, *seen[key], cap)
+        yield _fields(started, *(seen.get(key) or (_Seen(), _Seen())), cap)
 
 
-def _earlier(journal: ReadBack) -> Iterator[Record]:
-    end = journal.began_at(FLOWS.name)
-    return takewhile(lambda record: record.offset < end, journal.read_back(FLOWS.name))
+def earlier(journal: ReadBack, topic: Topic) -> Iterator[Record]:
+    """What earlier lives of this node wrote to a topic."""
+    end = journal.began_at(topic.name)
+    return takewhile(lambda record: record.offset < end, journal.read_back(topic.name))
 
 
 def write(emitter: Emitter, fields: dict[str, Any]) -> None:
@@ -103,7 +104,8 @@ def _kind(value: bytes) -> bytes:
     return value[at + 6 : at + 6 + length]
 
 
-def _decode(value: bytes) -> object:
+def decode(value: bytes) -> object:
+    """The event, or None for one that cannot be read: it must not keep the others from their end."""
     try:
         return events.decode(value)
     except msgspec.DecodeError:

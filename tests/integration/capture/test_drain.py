@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,21 @@ async def test_who_is_interrupted_gets_no_answer_any_more(tmp_path: Path, upstre
             writer.close()
     assert sorted(flow.request.target for flow in flows(found, FlowInterrupted)) == [b"/close/9000", b"/slow/1"]
     assert not [flow for flow in found if flow.seq and not isinstance(flow, FlowInterrupted)]
+
+
+async def test_a_stop_does_not_wait_for_a_long_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start tells what this one did not come to."""
+    monkeypatch.setattr("megido_capture.node.RECOVERY", 0.1)
+    go_on = threading.Event()
+    async with inside(tmp_path / "data") as proxy:
+        proxy.node._recovery = reading = threading.Thread(target=go_on.wait)
+        reading.start()
+        try:
+            await asyncio.wait_for(proxy.node.drain(seconds=600), 30)
+            assert reading.is_alive()
+        finally:
+            go_on.set()
+            reading.join()
 
 
 @pytest.mark.parametrize("path", [(), ("--no-fastpath",)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import websockets
 
-from megido_shared.events import AuthAttempted, FlowStarted
+from megido_shared.events import AuthAttempted, FlowStarted, WebSocketMessage
 from tests.integration.capture.harness import body, curl, flows
 from tests.integration.capture.upstream import Upstream, body_of_size, closed_port
 from tests.support.inside import Inside, inside
@@ -52,6 +52,24 @@ async def test_a_socket_opened_while_off_stays_unrecorded(proxy: Inside) -> None
         await socket.send("its connection is unknown")
         await socket.recv()
     assert await proxy.events() == []
+
+
+async def test_turned_off_in_the_middle_a_socket_ends_recorded(proxy: Inside) -> None:
+    """Without its CLOSE the next start would take it for one whose proxy was killed."""
+    async with _echo() as url, websockets.connect(url, proxy=proxy.url) as socket:
+        await socket.send("seen")
+        await socket.recv()
+        proxy.apply(websocket_enabled=False)
+        await socket.send("unseen")
+        await socket.recv()
+    found = await proxy.until(lambda found: any(_is_close(event) for event in found))
+    recorded = [event for event in found if isinstance(event, WebSocketMessage)]
+    assert [(event.message_type, event.sequence) for event in recorded] == [("TEXT", 0), ("TEXT", 1), ("CLOSE", 4)]
+    assert recorded[-1].close_code == 1000
+
+
+def _is_close(event: object) -> bool:
+    return isinstance(event, WebSocketMessage) and event.message_type == "CLOSE"
 
 
 @pytest.mark.parametrize("framing", ["close", "sse"])

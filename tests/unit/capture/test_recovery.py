@@ -12,12 +12,13 @@ from megido_capture.counters import Counters
 from megido_capture.emitter import Emitter
 from megido_capture.recorder import Recorder
 from megido_capture.state import Keep, Registry
+from megido_capture.websocket.recovery import left_open
 from megido_shared import events, ids
 from megido_shared.bus.local import Journal
-from megido_shared.bus.topics import FLOWS
+from megido_shared.bus.topics import FLOWS, WEBSOCKET
 from megido_shared.clock import SystemClock
 from megido_shared.datadir import DataDir
-from megido_shared.events import FlowInterrupted
+from megido_shared.events import FlowInterrupted, WebSocketMessage
 
 CAP = 1000
 
@@ -89,6 +90,31 @@ def test_also_after_the_clock_was_set_back(tmp_path: Path, first: Life, monkeypa
     second = Life(tmp_path)
     second.recover()
     assert [event.flow_id for event in second.interrupted()] == [cut]
+    second.journal.close()
+
+
+def test_a_record_that_cannot_be_read_keeps_no_socket_from_its_end(tmp_path: Path, first: Life) -> None:
+    stamp: dict[str, Any] = {"flow_id": ids.new_id(), "url": "ws://h/", "direction": "SEND"}
+    keys = [ids.to_text(ids.new_id()) for _ in range(3)]
+    for key, kind, size in ((keys[0], "TEXT", 5), (keys[1], "CLOSE", 0), (keys[2], "BINARY", 100_000)):
+        message = WebSocketMessage(
+            **stamp,
+            **first.emitter.terminal(1),
+            message_id=ids.new_id(),
+            connection_id=key,
+            message_type=kind,  # type: ignore[arg-type]
+            payload=bytes(size),
+            size=size,
+            truncated=False,
+            sequence=0,
+        )
+        first.emitter.write(message)
+    first.journal.append(WEBSOCKET.name, ids.new_id(), b"\xff", 9)
+    first.journal.close()
+    second = Life(tmp_path)
+    ends = list(left_open(second.journal))
+    assert [(end.connection_id, end.payload) for end in ends if end.size > 5] == [(keys[2], b"")]
+    assert {end.connection_id for end in ends} == {keys[0], keys[2]}
     second.journal.close()
 
 

@@ -33,7 +33,7 @@ type Inject = Callable[[WebSocketMessageInjected], None]
 
 
 class _Connection:
-    __slots__ = ("client", "connection_id", "flow", "flow_id", "keys", "sequence", "url")
+    __slots__ = ("client", "connection_id", "flow", "flow_id", "keys", "recorded", "sequence", "url")
 
     def __init__(self, flow: http.HTTPFlow, flow_id: bytes, client: Peer) -> None:
         self.flow = flow
@@ -41,6 +41,8 @@ class _Connection:
         self.connection_id = ids.connection_id(flow_id)
         self.url = url_of(flow.request)
         self.client = client
+        self.recorded = False
+        """Something of it is in the journal, so its CLOSE must be: the next start would take it for one that was cut."""
         self.sequence = 0
         self.keys = (flow.client_conn.id, flow.server_conn.id)
 
@@ -50,7 +52,7 @@ class WebSockets:
     peer sent (1005 when it named no code), 1002, 1007 or 1009 for what a peer sent against the rules, 1006 when its TCP
     connection ended without one, 1001 when the proxy stopped. `direction` is whose doing it was.
 
-    While `enabled` is false nothing is recorded and the sequence numbers go on, so that a gap shows.
+    While `enabled` is false nothing is recorded but the end of what was recorded before, and the sequence numbers go on, so that a gap shows.
     """
 
     name = "megido-websocket"
@@ -163,8 +165,9 @@ class WebSockets:
         close_reason: str = "",
     ) -> None:
         sequence, opened.sequence = opened.sequence, opened.sequence + 1
-        if not self.enabled:
+        if not (self.enabled or (kind == "CLOSE" and opened.recorded)):
             return
+        opened.recorded = True
         cap = min(self._recorder.keep.message, MAX_PAYLOAD)
         self._emitter.write(
             WebSocketMessage(

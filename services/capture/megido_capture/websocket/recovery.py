@@ -1,19 +1,20 @@
 """Connections that an earlier life of this node left open get the CLOSE that it could not write."""
 
 from collections.abc import Iterator
-from itertools import takewhile
 
 import msgspec
 
 from megido_capture.emitter import Emitter
-from megido_capture.recovery import ReadBack
-from megido_shared import events, ids
-from megido_shared.bus.base import Record
+from megido_capture.recovery import ReadBack, decode, earlier
+from megido_shared import ids
 from megido_shared.bus.topics import WEBSOCKET
 from megido_shared.events import WebSocketMessage
 
 KILLED = "the proxy was killed"
 ABNORMAL = 1006
+
+_SMALL = 64 * 1024
+"""Bytes up to which a connection's last record is kept as it is."""
 
 _TYPE = b"\xacmessage_type"
 _CLOSE = b"\xa5CLOSE"
@@ -21,20 +22,25 @@ _CLOSE = b"\xa5CLOSE"
 
 def left_open(journal: ReadBack) -> Iterator[WebSocketMessage]:
     """The last message of each connection that has messages in the journal and no CLOSE. A connection of which nothing
-    but the handshake was recorded is not found. Reads the journal twice and keeps an offset a connection that is
-    open, so a full journal costs time, not memory; meant for a thread."""
-    last: dict[bytes, int] = {}
-    for record in _earlier(journal):
+    but the handshake was recorded is not found, nor one whose last record cannot be read. Reads the journal once and
+    keeps of a connection that is open its last record without a large payload, so a full journal costs time, not
+    memory; meant for a thread."""
+    last: dict[bytes, bytes | WebSocketMessage | None] = {}
+    for record in earlier(journal, WEBSOCKET):
         if _is_close(record.value):
             last.pop(record.key, None)
         else:
-            last[record.key] = record.offset
-    wanted = set(last.values())
-    for record in _earlier(journal) if wanted else ():
-        if record.offset in wanted:
-            message = events.decode(record.value)
-            if isinstance(message, WebSocketMessage):
-                yield message
+            last[record.key] = record.value if len(record.value) <= _SMALL else _message(record.value)
+    for kept in last.values():
+        message = _message(kept) if isinstance(kept, bytes) else kept
+        if message is not None:
+            yield message
+
+
+def _message(value: bytes) -> WebSocketMessage | None:
+    """Without its payload."""
+    found = decode(value)
+    return msgspec.structs.replace(found, payload=b"") if isinstance(found, WebSocketMessage) else None
 
 
 def write_close(emitter: Emitter, last: WebSocketMessage) -> None:
@@ -54,11 +60,6 @@ def write_close(emitter: Emitter, last: WebSocketMessage) -> None:
         close_reason=KILLED,
     )
     emitter.write(ended)
-
-
-def _earlier(journal: ReadBack) -> Iterator[Record]:
-    end = journal.began_at(WEBSOCKET.name)
-    return takewhile(lambda record: record.offset < end, journal.read_back(WEBSOCKET.name))
 
 
 def _is_close(value: bytes) -> bool:
