@@ -42,7 +42,7 @@ class _Connection:
         self.url = url_of(flow.request)
         self.client = client
         self.recorded = False
-        """Something of it is in the journal, so its CLOSE must be: the next start would take it for one that was cut."""
+        """Something of it is in the journal, so its CLOSE must be: the next start would take it for a cut one."""
         self.sequence = 0
         self.keys = (flow.client_conn.id, flow.server_conn.id)
 
@@ -52,7 +52,8 @@ class WebSockets:
     peer sent (1005 when it named no code), 1002, 1007 or 1009 for what a peer sent against the rules, 1006 when its TCP
     connection ended without one, 1001 when the proxy stopped. `direction` is whose doing it was.
 
-    While `enabled` is false nothing is recorded but the end of what was recorded before, and the sequence numbers go on, so that a gap shows.
+    While `enabled` is false nothing is recorded but the end of what was recorded before, and the sequence numbers go
+    on, so that a gap shows.
     """
 
     name = "megido-websocket"
