@@ -16,7 +16,7 @@ from mitmproxy.proxy import events as proxy_events
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.server import ConnectionIO
 
-from megido_capture import recovery
+from megido_capture import fastpath, recovery
 from megido_capture.access import Access
 from megido_capture.backpressure import Backpressure
 from megido_capture.bodyrules import StreamedRules
@@ -226,6 +226,7 @@ class Node:
         skip_interim()
         guard_heads(self.connections, self.limits.head_begun)
         mend(self.connections)
+        fastpath.stand_in_front()
         connected = OpenConnections(proxyserver)
         recorder.arrived, recorder.was_reset = connected.arrived, connected.was_reset
         self._crash_watch = CrashWatch(connected, self.connections.crashed)

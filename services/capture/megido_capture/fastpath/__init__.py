@@ -8,15 +8,17 @@ import logging
 
 from mitmproxy import version
 
-from megido_capture.fastpath import endings, handler, layers, messages, tls
+from megido_capture.fastpath import endings, handler, heads, layers, messages, tls
 from megido_capture.fastpath.options import Options
 
-__all__ = ["TESTED", "Options", "replace_hot_spots"]
+__all__ = ["TESTED", "Options", "replace_hot_spots", "stand_in_front"]
 
 logger = logging.getLogger(__name__)
 
 TESTED = ((12, 2), (12, 3))
 """Versions of mitmproxy that the replacements were tested with; on any other they are left out."""
+
+_in_place = False
 
 
 def replace_hot_spots() -> bool:
@@ -30,4 +32,14 @@ def replace_hot_spots() -> bool:
     tls.replace()
     endings.replace()
     handler.replace()
+    heads.replace()
+    global _in_place  # noqa: PLW0603 - what it tells of is there once
+    _in_place = True
     return True
+
+
+def stand_in_front() -> None:
+    """To be called when the layers have been wrapped, as a node does: usual input need not go through the wrappers.
+    Nothing where the fast path is not in place."""
+    if _in_place:
+        heads.replace()
