@@ -65,8 +65,12 @@ class Emitter:
     def terminal(self, time_us: int) -> dict[str, Any]:
         """The same with the node's next sequence number: the event must be written, or accounting has a hole."""
         stamp = self.stamp(time_us)
-        stamp["seq"] = self.journal.next_seq()
+        stamp["seq"] = self.next_seq()
         return stamp
+
+    def next_seq(self) -> int:
+        """The number of an event that will be written."""
+        return self.journal.next_seq()
 
     def write(self, event: AnyEvent) -> bool:
         return self.append(event, events.encode(event))

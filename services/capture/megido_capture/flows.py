@@ -11,21 +11,30 @@ from mitmproxy import connection, http
 from megido_shared.events import EMPTY_BODY, NO_HEADERS, Body, Peer, Request, Response, pack_headers
 
 _SECRET = b"proxy-authorization"
+_LOOKED_AT = frozenset(len(name) for name in (_SECRET, b"upgrade", b"sec-websocket-key"))
+"""Lengths of the names that decide what is recorded of a request."""
+_VERSIONS = {b"HTTP/1.1": "HTTP/1.1", b"HTTP/2.0": "HTTP/2.0", b"HTTP/1.0": "HTTP/1.0"}
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def request_of(request: http.Request, body: Body) -> Request:
     """The request as it is sent upstream. `Proxy-Authorization` is never part of it."""
     data = request.data
+    fields = data.headers.fields
+    scheme = "https" if data.scheme == b"https" else "http"
+    for name, _ in fields:
+        if len(name) in _LOOKED_AT:  # most heads have no such name
+            fields, scheme = _without_secret(fields), scheme_of(request)
+            break
     return Request(
         method=data.method,
-        scheme=scheme_of(request),
+        scheme=scheme,
         host=data.host,
         port=data.port,
         target=data.path,
         authority=data.authority,
-        http_version=data.http_version.decode("ascii", "replace"),
-        headers=pack_headers(_without_secret(data.headers.fields)),
+        http_version=_VERSIONS.get(data.http_version) or data.http_version.decode("ascii", "replace"),
+        headers=pack_headers(fields),
         trailers=pack_headers(data.trailers.fields) if data.trailers else NO_HEADERS,
         body=body,
     )
@@ -36,7 +45,7 @@ def response_of(response: http.Response, body: Body) -> Response:
     return Response(
         status=data.status_code,
         reason=data.reason,
-        http_version=data.http_version.decode("ascii", "replace"),
+        http_version=_VERSIONS.get(data.http_version) or data.http_version.decode("ascii", "replace"),
         headers=pack_headers(data.headers.fields),
         trailers=pack_headers(data.trailers.fields) if data.trailers else NO_HEADERS,
         body=body,

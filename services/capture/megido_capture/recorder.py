@@ -36,6 +36,9 @@ ANNOUNCE_AFTER = 0.5
 SMALL_BODIES = 128 * 1024
 """Bodies up to here fit into a record beside the largest heads that are let through."""
 
+_REUSED = (-1, -1)
+"""Connect and TLS time where there was none."""
+
 
 class Recorder:
     """Hooks of a flow's life. The others (tee, rules, access) reach its state through the registry."""
@@ -105,13 +108,44 @@ class Recorder:
             self._write(state, self._completed, "completed")
 
     def _completed(self, state: FlowState) -> FlowCompleted:
+        return self._whole(state) or self._passed(state)
+
+    def _whole(self, state: FlowState) -> FlowCompleted | None:
+        """The record of nearly all flows: held whole, and small. None for one that is neither."""
+        flow, emitter, keep = state.flow, self._emitter, state.keep
+        response, connected = flow.response, flow.server_conn
+        if response is None or state.request_tee is not None or state.response_tee is not None:
+            return None
+        request_body = body_of(flow.request.data.content, keep.request)
+        response_body = body_of(response.data.content, keep.response)
+        if len(request_body.data) + len(response_body.data) > SMALL_BODIES:
+            return None
+        server = self._registry.servers.get(connected.id)
+        return FlowCompleted(
+            event_id=ids.new_id(),
+            node=emitter.journal.node,
+            epoch=emitter.journal.epoch,
+            time_us=state.time_us,
+            source_app=emitter.source_app,
+            flow_id=state.flow_id,
+            request=request_of(flow.request, request_body),
+            response=response_of(response, response_body),
+            client=state.client.peer,
+            server=server_peer(connected) if server is None else server.peer(connected),
+            timing=state.timing(time.monotonic(), _REUSED if server is None else server.take()),
+            rules=state.rules,
+            cached=state.cached,
+            seq=emitter.next_seq(),  # last: a number that is given must be written
+        )
+
+    def _passed(self, state: FlowState) -> FlowCompleted:
         fields = self._fields(state, terminal=True)
         if state.request_tee is not None and not state.request_tee.ended:
             # Answered before all of it was there, and nobody waits for the rest: nothing else says so.
             request = fields["request"]
             body = msgspec.structs.replace(request.body, truncated=True)
             fields["request"] = msgspec.structs.replace(request, body=body)
-        return FlowCompleted(**fields, cached=state.cached, seq=self._emitter.journal.next_seq())
+        return FlowCompleted(**fields, cached=state.cached, seq=self._emitter.next_seq())
 
     def announce(self, state: FlowState) -> None:
         """Appends `FlowStarted` with what is known so far."""
@@ -225,7 +259,7 @@ class Recorder:
             response=None if flow.response is None else response_of(flow.response, response_body),
             client=state.client.peer,
             server=server.peer(flow.server_conn) if server else server_peer(flow.server_conn),
-            timing=state.timing(time.monotonic(), server.take() if server and terminal else (-1, -1)),
+            timing=state.timing(time.monotonic(), server.take() if server and terminal else _REUSED),
             rules=state.rules,
         )
         return fields

@@ -21,6 +21,8 @@ from megido_capture.tee import Stream, Tee
 STREAM_ABOVE = 512 * 1024
 """Bytes. Two bodies of this size still fit into one record."""
 
+_LENGTHS = frozenset((len("content-length"), len("transfer-encoding")))
+
 
 class Streaming:
     name = "megido-streaming"
@@ -44,8 +46,10 @@ class Streaming:
 
     @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        state = self._registry.flows.get(flow.id)
         request = flow.request
+        if request.data.http_version.startswith(b"HTTP/1") and not _says_length(request.data.headers.fields):
+            return  # nearly all: no body
+        state = self._registry.flows.get(flow.id)
         if state is None or flow.response is not None:
             return  # refused, or answered already: mitmproxy cannot stream the body of an answered request
         length = content_length(request.headers)
@@ -113,6 +117,14 @@ class Streaming:
 def _inner(stream: Stream | bool) -> Stream | None:
     """Another addon's stream function, which goes on working behind ours."""
     return stream if callable(stream) else None
+
+
+def _says_length(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether a head has a name as long as those that say how a body ends."""
+    for name, _ in fields:  # noqa: SIM110 - a generator costs more than the loop
+        if len(name) in _LENGTHS:
+            return True
+    return False
 
 
 def _has_body_of_unknown_length(request: http.Request) -> bool:
