@@ -7,10 +7,14 @@ stops the loop for a good while. Taken apart it is freed at once.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mitmproxy.proxy import layer
+from mitmproxy.proxy import events, layer
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream
+
+if TYPE_CHECKING:
+    from megido_capture.fastpath.handler import Handler
 
 _original_init = HttpLayer.__init__
 
@@ -30,18 +34,31 @@ class Ended:
 
 
 class Streams(dict[int, HttpStream]):
-    """`HttpLayer.streams`. One that was dropped is taken apart when the next one is: it drops itself, and has a few
-    steps to go."""
+    """`HttpLayer.streams`, which tells the handler what was dropped."""
 
-    dropped: HttpStream | None = None
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._context = context
 
     def pop(self, stream_id: int, default: Any = None) -> Any:
         """As mitmproxy calls it, to drop a stream."""
         found = super().pop(stream_id, default)
-        before, self.dropped = self.dropped, found
-        if before is not None and before is not found:
-            _empty(before)
+        handler: Handler | None = self._context.handler  # type: ignore[attr-defined]
+        if found is not None and handler is not None:
+            handler.dropped.append(found)
         return found
+
+
+def empty(dropped: list[HttpStream]) -> None:
+    """Lets go of what these streams hold. Only when no event is being handled: a stream drops itself, and has a few
+    steps to go. One that waits for something still, as when its client left meanwhile, is left as it is."""
+    for stream in dropped:
+        held = vars(stream)
+        if held and stream._paused is None:
+            stream.context.layers.clear()
+            held.clear()
+            held.update(_NOTHING)
+    dropped.clear()
 
 
 def take_apart(top: layer.Layer) -> None:
@@ -51,14 +68,13 @@ def take_apart(top: layer.Layer) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, layer.Layer):
-            if id(value) not in found and (held := vars(value)):
+            held = vars(value)
+            if id(value) not in found and "context" in held:  # else it has been emptied
                 found[id(value)] = value
                 waiting.extend(held.values())
                 waiting.extend(value.context.layers)
         elif isinstance(value, dict):
             waiting.extend(value.values())
-            if isinstance(value, Streams):
-                waiting.append(value.dropped)
         elif isinstance(value, list | tuple | set):
             waiting.extend(value)
     for each in found.values():
@@ -74,10 +90,12 @@ def take_apart(top: layer.Layer) -> None:
 
 def _init(self: HttpLayer, *args: Any, **kwargs: Any) -> None:
     _original_init(self, *args, **kwargs)
-    self.streams = Streams()
+    self.streams = Streams(self.context)
 
 
-def _empty(stream: HttpStream) -> None:
-    if vars(stream) and stream._paused is None:
-        stream.context.layers.clear()
-        vars(stream).clear()
+def _ignored(event: events.Event) -> layer.CommandGenerator[None]:
+    yield from ()
+
+
+_NOTHING = {"_handle_event": _ignored, "_paused": None, "debug": None}
+"""What a layer needs to take an event, and to do nothing."""

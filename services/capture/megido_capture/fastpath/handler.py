@@ -16,6 +16,7 @@ from typing import Any
 from mitmproxy import flow
 from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events, mode_servers
+from mitmproxy.proxy.layers.http import HttpStream
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.utils import asyncio_utils
 
@@ -50,6 +51,8 @@ class Handler(_Original):
         self._pieces: list[bytes] = []
         self._told: set[Connection] = set()
         """Connections whose end was handled before their task knows of it."""
+        self.dropped: list[HttpStream] = []
+        """Streams that are over, until the event that ended them has been handled."""
         self.throttle = direct.Throttle()
         self._start: Start | None = getattr(master.addons, "start", None)
         self.in_place = self._start is not None
@@ -144,6 +147,8 @@ class Handler(_Original):
                     turn.set_result(None)
         finally:
             self._busy = False
+            if self.dropped:
+                endings.empty(self.dropped)
 
     def _handle(self, event: events.Event) -> None:
         self.timeout_watchdog.register_activity()
