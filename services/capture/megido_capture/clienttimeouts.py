@@ -28,12 +28,12 @@ class ClientTimeouts:
         connections: Connections,
         counters: Counters,
         *,
-        cut: Callable[[connection.Client], bool],
+        time_out: Callable[[connection.Client], None],
     ) -> None:
         self.settings = settings
         self.counters = counters
         self._connections = connections
-        self._cut = cut
+        self._time_out = time_out
         self._waiting: dict[str, tuple[connection.Client, str, float]] = {}
 
     @contained
@@ -83,8 +83,7 @@ class ClientTimeouts:
             if step is HANDSHAKE:
                 message = f"timed out: the client did not finish its TLS handshake within {limit} seconds"
                 self._connections.client_timed_out(client, f"{message} (header_timeout)")
-            if self._cut(client):
-                self.counters["header_timeouts"] += 1
+            self._time_out(client)
 
     def _begin(self, client: connection.Client, step: str) -> None:
         self._waiting[client.id] = (client, step, time.monotonic())

@@ -70,6 +70,8 @@ class Limits:
         """Clients whose head has begun and not ended, and since when."""
         self._silent: dict[str, tuple[connection.Client, float]] = {}
         """Clients that have a tunnel and have not sent a byte into it."""
+        self._timed_out: set[str] = set()
+        """Clients that were closed for their head and are not gone yet: each is counted once."""
         self._hellos: dict[str, tls.ClientHelloData] = {}
         """What clients that speak TLS began with: it says whether theirs passes through, of which no hook tells."""
         self._asked: dict[str, float] = {}
@@ -155,25 +157,25 @@ class Limits:
         if client.id in self._open:
             self._heads.setdefault(client.id, (client, time.monotonic()))
 
+    def time_out(self, client: connection.Client) -> None:
+        """Ends a client whose head, or handshake, has not come in time; counts it once, whoever finds it."""
+        if client.id not in self._timed_out and self._close(client):
+            self._timed_out.add(client.id)
+            self.counters["header_timeouts"] += 1
+
     def tick(self, now: float) -> None:
         limit = self.settings.header_timeout
         if not limit:
             return
-        for waiting in (self._heads, self._silent):
-            for client, began in list(waiting.values()):
-                if now - began > limit and self._close(client):
-                    self.counters["header_timeouts"] += 1
-                    del waiting[client.id]
-        self._end_unfinished(now, limit)
-        self._end_slow_bodies(now, limit)
-
-    def _end_unfinished(self, now: float, limit: float) -> None:
-        """HTTP/2 connections whose frames have stopped in the middle of a head, or of what may become one."""
+        # Over HTTP/2: whose frames have stopped in the middle of a head, or of what may become one.
         unfinished = {server for server in list(H2_SERVERS) if self._is_unfinished(server)}
         self._unfinished = {server: self._unfinished.get(server, now) for server in unfinished}
-        for server, began in self._unfinished.items():
-            if now - began > limit and self._close(server.context.client):
-                self.counters["header_timeouts"] += 1
+        waiting = [*self._heads.values(), *self._silent.values()]
+        waiting += [(server.context.client, began) for server, began in self._unfinished.items()]
+        for client, began in waiting:
+            if now - began > limit:
+                self.time_out(client)
+        self._end_slow_bodies(now, limit)
 
     def _is_unfinished(self, server: _http2.Http2Server) -> bool:
         context = getattr(server, "context", None)  # none: it has ended, and was taken apart
@@ -242,6 +244,7 @@ class Limits:
     def _forget(self, client: connection.Client) -> None:
         for kept in (self._heads, self._silent, self._hellos, self._busy, self._asked):
             kept.pop(client.id, None)
+        self._timed_out.discard(client.id)
         if self._open.pop(client.id, None) is not None:
             address = client_key(client.peername[0])
             self._by_address[address] -= 1

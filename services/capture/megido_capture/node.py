@@ -149,9 +149,6 @@ class Node:
         self.timeouts = Timeouts(
             settings, self.registry, self.connections, self.counters, cut=self._cut, silent_for=self._silent_for
         )
-        self.client_timeouts = ClientTimeouts(
-            settings, self.connections, self.counters, cut=partial(cut, self._transport, why="timeout")
-        )
         self.websockets = WebSockets(emitter, self.registry, recorder, self.counters, clock)
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
         self.websockets.max_message = settings.websocket_max_message
@@ -188,6 +185,7 @@ class Node:
             silent_for=self._silent_for,
             workers=place.workers,
         )
+        self.client_timeouts = ClientTimeouts(settings, self.connections, self.counters, time_out=self.limits.time_out)
         self.pass_through = PassThrough(settings, self.counters, begun=self.limits.tunnel_begun)
         self.cache = Cache(self.registry, self.counters, settings)
         blocks = settings.journal_policy == "block"
