@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from megido_api import imports
-from megido_api.snapshots import GLOBAL, raise_version, snapshots
+from megido_api.snapshots import GLOBAL, lock_changes, raise_version, snapshots
 from megido_shared.bus.base import Bus
 from megido_shared.config import Snapshot, decode_snapshot, encode_snapshot
 from megido_shared.config_fields import given
@@ -85,6 +85,9 @@ class SnapshotPublisher:
         it becomes the truth again, for no settings at all would open every proxy. Raises Unavailable while the bus
         cannot say."""
         found = _decode(await self._bus.get_config(GLOBAL))
+        await lock_changes(connection)
+        if await snapshots(connection, [GLOBAL]):
+            return  # somebody changed the configuration meanwhile, and that is what was wanted last
         if found is None or not (found.rules or given(found.settings)):
             await raise_version(connection, GLOBAL, at_least=1 if found is None else found.version + 1)
             return
