@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,7 +43,7 @@ class Proxy:
     def from_now(self) -> "Proxy":
         """The same proxy, for a test that is only about what happens from now on."""
         time.sleep(0.002)  # ids order events of different processes by the millisecond
-        return replace(self, since=ids.new_id())
+        return replace(self, since=ids.floor_id(datetime.now(UTC)).bytes)  # this one is still to come
 
     async def events(self) -> list[Any]:
         """The events in the journal, heartbeats left out."""

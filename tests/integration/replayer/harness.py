@@ -104,8 +104,9 @@ class World:
         await asyncio.to_thread(work)
 
     async def ended(self, job_id: uuid.UUID, seconds: float = 20.0) -> list[Any]:
-        """The items once all of them are in a final state."""
-        await eventually(lambda: set(self.states(job_id)) <= FINAL, f"job {job_id} ends", seconds)
+        """The items once all of them are in a final state and the job, which is settled after them, is too."""
+        await eventually(lambda: set(self.states(job_id)) <= FINAL, f"the items of job {job_id} end", seconds)
+        await eventually(lambda: self.job_state(job_id) not in ("queued", "running"), f"job {job_id} ends", seconds)
         return self.items(job_id)
 
     # What was published
