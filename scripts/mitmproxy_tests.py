@@ -17,7 +17,8 @@ from typing import Any
 
 from mitmproxy import addonmanager, options
 
-from megido_capture import fastpath, master
+from megido_capture import master
+from megido_capture.mitm import fastpath
 
 SWITCH = "MEGIDO_TESTED_FASTPATH"
 HERE = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 import argon2
 import pytest
 
-from megido_capture.credentials import MAX_HEADER, Accepted, Given, keyed, matches, parse
-from megido_capture.settings import CaptureSettings
+from megido_capture.access.credentials import MAX_HEADER, Accepted, Given, keyed, matches, parse
+from megido_capture.configuration.settings import CaptureSettings
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import curl, flows
 from tests.integration.capture.upstream import Upstream

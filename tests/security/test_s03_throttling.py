@@ -8,10 +8,10 @@ from typing import Any
 import argon2
 import pytest
 
-from megido_capture import verifier
-from megido_capture.credentials import Accepted, Given, parse
-from megido_capture.settings import CaptureSettings
-from megido_capture.verifier import ADDRESS_BURST, MAX_WAITING, TOTAL_BURST, Throttle, Verifier
+from megido_capture.access import verifier
+from megido_capture.access.credentials import Accepted, Given, parse
+from megido_capture.access.verifier import ADDRESS_BURST, MAX_WAITING, TOTAL_BURST, Throttle, Verifier
+from megido_capture.configuration.settings import CaptureSettings
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import curl, flows
 from tests.integration.capture.upstream import Upstream

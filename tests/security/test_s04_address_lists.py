@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megido_capture.gate import AddressLists, address_of, client_key
+from megido_capture.access.gate import AddressLists, address_of, client_key
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import capture, curl, flows, run

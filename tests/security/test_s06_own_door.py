@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megido_capture.owndoor import doors_of
+from megido_capture.access.owndoor import doors_of
 from megido_shared.addresses import Endpoint
 from megido_shared.config_fields import Invalid, check_value
 from megido_shared.datadir import DataDir

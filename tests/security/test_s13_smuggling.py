@@ -10,7 +10,7 @@ import h2.events
 import pytest
 from h11._receivebuffer import ReceiveBuffer
 
-from megido_capture.framing import head_flaw
+from megido_capture.mitm.framing import head_flaw
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFailed
 from tests.integration.capture.harness import ROOT, Proxy, curl, flows, run
 from tests.integration.capture.test_slow_clients import secured

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megido_capture.addon import MegidoAddon
-from megido_capture.liveconfig import Start
+from megido_capture.configuration.live import Start
 from megido_capture.master import CaptureMaster
 from megido_capture.node import Node
 from tests.integration.capture.harness import read_events, until

@@ -12,10 +12,10 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import mode_specs
 
 from megido_capture import authority
-from megido_capture.access import check_listeners
-from megido_capture.liveconfig import Start
+from megido_capture.access.authentication import check_listeners
+from megido_capture.configuration.live import Start
+from megido_capture.configuration.settings import CONFIGURED, NAMES, CaptureSettings, defaults_from_env, option_of
 from megido_capture.node import Node, Place
-from megido_capture.settings import CONFIGURED, NAMES, CaptureSettings, defaults_from_env, option_of
 from megido_shared.config_fields import FIELDS
 from megido_shared.errors import ConfigurationError, MegidoError
 from megido_shared.settings import common_from_env

@@ -6,7 +6,7 @@ from mitmproxy import connection, http
 from mitmproxy.proxy import layer, layers
 
 from megido_capture.counters import Counters, contained
-from megido_capture.state import ClientState, Registry
+from megido_capture.recording.state import ClientState, Registry
 
 SETTLED = 0.5
 """Seconds without a byte and without a flow after which nothing can be on its way: a head may come in pieces."""

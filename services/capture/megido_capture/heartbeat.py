@@ -9,8 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from megido_capture.counters import Counters
-from megido_capture.emitter import Emitter
-from megido_capture.state import Registry
+from megido_capture.recording.emitter import Emitter
+from megido_capture.recording.state import Registry
 from megido_shared.bus.local.journal import DROP_REASONS
 from megido_shared.clock import Clock
 from megido_shared.events import NodeStatus

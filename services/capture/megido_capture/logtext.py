@@ -2,7 +2,7 @@
 
 import logging
 
-from megido_capture.errors import plain, trace_of
+from megido_capture.recording.errors import plain, trace_of
 
 MAX_LINE = 2_000
 MAX_TRACE = 4_000

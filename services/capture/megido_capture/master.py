@@ -13,9 +13,9 @@ from mitmproxy.addons import core, disable_h2c, dns_resolver, next_layer, proxys
 from mitmproxy.proxy import mode_specs
 from mitmproxy.utils import asyncio_utils
 
-from megido_capture import fastpath
 from megido_capture.addon import MegidoAddon
 from megido_capture.counters import uncontained
+from megido_capture.mitm import fastpath
 from megido_capture.onboarding import Onboarding
 from megido_shared.errors import ConfigurationError
 
@@ -99,7 +99,9 @@ class CaptureMaster(master.Master):
     """`modes` decide which of mitmproxy's addons are needed beside the core ones."""
 
     def __init__(self, capture: MegidoAddon, modes: list[str], *, fast: bool = True) -> None:
-        super().__init__(fastpath.Options() if fast and fastpath.replace_hot_spots() else options.Options())
+        if fast:
+            fastpath.replace_hot_spots()
+        super().__init__(fastpath.Options() if fast else options.Options())
         self.addons = self.dispatcher = Dispatcher(self)
         self.capture = capture
         self.proxyserver = proxyserver.Proxyserver()

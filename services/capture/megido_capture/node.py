@@ -16,39 +16,41 @@ from mitmproxy.proxy import events as proxy_events
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.server import ConnectionIO
 
-from megido_capture import fastpath, recovery
-from megido_capture.access import Access
-from megido_capture.backpressure import Backpressure
-from megido_capture.bodyrules import StreamedRules
-from megido_capture.cache import Cache
-from megido_capture.clienttimeouts import ClientTimeouts
-from megido_capture.closed import Closed
-from megido_capture.configsource import ConfigSource
-from megido_capture.connections import Connections
+from megido_capture.access.authentication import Access
+from megido_capture.access.closed import Closed
+from megido_capture.access.farewell import Farewell, cut
+from megido_capture.access.gate import AddressGate
+from megido_capture.access.owndoor import OwnDoor, doors_of
+from megido_capture.cache.switch import Cache
+from megido_capture.configuration.lastgood import LastKnownGood
+from megido_capture.configuration.live import LiveConfiguration, Start
+from megido_capture.configuration.settings import CaptureSettings
+from megido_capture.configuration.source import ConfigSource
 from megido_capture.counters import Counters
 from megido_capture.drain import Drain
-from megido_capture.emitter import Emitter
-from megido_capture.errors import cause_of_message
-from megido_capture.farewell import Farewell, cut
-from megido_capture.flowcontrol import control_flow, stop_controlling
-from megido_capture.flows import content_length
-from megido_capture.gate import AddressGate
-from megido_capture.headguard import guard_heads, stop_guarding
 from megido_capture.heartbeat import Config, Figures, Heartbeat
-from megido_capture.httpmend import mend, stop_mending
-from megido_capture.interim import skip_interim, stop_skipping
-from megido_capture.lastgood import LastKnownGood
-from megido_capture.limits import Limits
-from megido_capture.liveconfig import LiveConfiguration, Start
-from megido_capture.openconnections import CrashWatch, OpenConnections
-from megido_capture.owndoor import OwnDoor, doors_of
+from megido_capture.limits.client_deadlines import ClientTimeouts
+from megido_capture.limits.clients import Limits
+from megido_capture.limits.server_deadlines import Timeouts
+from megido_capture.mitm import fastpath
+from megido_capture.mitm.flowcontrol import control_flow, stop_controlling
+from megido_capture.mitm.headguard import guard_heads, stop_guarding
+from megido_capture.mitm.http1 import mend, stop_mending
+from megido_capture.mitm.interim import skip_interim, stop_skipping
+from megido_capture.mitm.openconnections import CrashWatch, OpenConnections
+from megido_capture.mitm.versions import require_tested
 from megido_capture.passthrough import PassThrough
-from megido_capture.recorder import Recorder
-from megido_capture.rules import Rules, RuleSet
-from megido_capture.settings import CaptureSettings
-from megido_capture.state import Keep, Registry
-from megido_capture.streaming import Streaming
-from megido_capture.timeouts import Timeouts
+from megido_capture.recording import recovery
+from megido_capture.recording.backpressure import Backpressure
+from megido_capture.recording.connections import Connections
+from megido_capture.recording.emitter import Emitter
+from megido_capture.recording.errors import cause_of_message
+from megido_capture.recording.flows import content_length
+from megido_capture.recording.recorder import Recorder
+from megido_capture.recording.state import Keep, Registry
+from megido_capture.recording.streaming import Streaming
+from megido_capture.rules.bodies import StreamedRules
+from megido_capture.rules.heads import Rules, RuleSet
 from megido_capture.websocket import WebSockets, observe, stop_observing
 from megido_capture.websocket.recovery import left_open, write_close
 from megido_shared.addresses import Endpoint
@@ -104,6 +106,7 @@ class Node:
     ) -> None:
         """Opens the journal, and reads what configuration there is on this machine: the first client is served under
         it. `check` raises ConfigurationError on settings that the listeners do not allow; so does this."""
+        require_tested()
         clock = clock or SystemClock()
         settings = start.settings
         self.place = place
@@ -220,16 +223,19 @@ class Node:
         self._telling: set[asyncio.Task[None]] = set()
         self._recovery: threading.Thread | None = None
         self._drain: Drain | None = None
-        observe(self.websockets)
-        skip_interim()
-        guard_heads(self.connections, self.limits.head_begun)
-        mend(self.connections)
-        fastpath.stand_in_front()
+        self._put_into_mitmproxy()
         connected = OpenConnections(proxyserver)
         recorder.arrived, recorder.was_reset = connected.arrived, connected.was_reset
         self._crash_watch = CrashWatch(connected, self.connections.crashed)
         live.put_in_force = self._apply
         self._begin()
+
+    def _put_into_mitmproxy(self) -> None:
+        observe(self.websockets)
+        skip_interim()
+        guard_heads(self.connections, self.limits.head_begun)
+        mend(self.connections)
+        fastpath.stand_in_front()
 
     def restart(self, start: Start) -> None:
         """Other options than at the start. Raises ConfigurationError and changes nothing when they cannot be."""

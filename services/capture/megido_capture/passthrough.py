@@ -6,8 +6,8 @@ from collections.abc import Callable
 from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 
+from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.counters import Counters, contained
-from megido_capture.settings import CaptureSettings
 from megido_shared.hostpatterns import HostPatterns, plain
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from megido_capture.staticcache import OBJECT
+from megido_capture.cache.static import OBJECT
 from megido_shared.config import PayloadRule
 from megido_shared.events import unpack_headers
 from tests.integration.capture.conftest import server_context

@@ -12,7 +12,7 @@ import h2.events
 import pytest
 import trustme
 
-from megido_capture.headguard import MAX_BYTES, MAX_FIELDS
+from megido_capture.mitm.headguard import MAX_BYTES, MAX_FIELDS
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, FlowFailed
 from tests.integration.capture.conftest import server_context
 from tests.integration.capture.harness import Proxy, capture, curl, flows

@@ -13,7 +13,7 @@ import pytest
 import websockets
 from websockets.asyncio.server import ServerConnection, serve
 
-from megido_capture.injection import BODY_CAP
+from megido_capture.rules.injection import BODY_CAP
 from megido_shared.bus.local import LocalBus
 from megido_shared.config import PayloadRule, ProxySettings, Snapshot, encode_snapshot
 from megido_shared.datadir import DataDir

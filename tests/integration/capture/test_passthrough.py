@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megido_capture.limits import IDLE
+from megido_capture.limits.clients import IDLE
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, NodeStatus
 from tests.integration.capture.harness import Proxy, capture, curl, flows, mitm, read_events
 from tests.integration.capture.upstream import Upstream

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megido_capture.counters import Counters
-from megido_capture.emitter import Emitter
-from megido_capture.recorder import Recorder
-from megido_capture.state import Keep, Registry
+from megido_capture.recording.emitter import Emitter
+from megido_capture.recording.recorder import Recorder
+from megido_capture.recording.state import Keep, Registry
 from megido_shared import events
 from megido_shared.testing import FakeClock
 

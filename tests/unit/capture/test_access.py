@@ -7,11 +7,11 @@ import pytest
 from mitmproxy.connection import Client
 from mitmproxy.test import tflow
 
-from megido_capture.access import Access, check_listeners
-from megido_capture.credentials import Accepted, parse
-from megido_capture.farewell import Farewell
-from megido_capture.gate import AddressGate, is_loopback
-from megido_capture.settings import CaptureSettings, defaults_from_env
+from megido_capture.access.authentication import Access, check_listeners
+from megido_capture.access.credentials import Accepted, parse
+from megido_capture.access.farewell import Farewell
+from megido_capture.access.gate import AddressGate, is_loopback
+from megido_capture.configuration.settings import CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
 from tests.unit.capture.fakes import Parts

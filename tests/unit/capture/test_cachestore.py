@@ -6,7 +6,7 @@ from email.utils import formatdate, parsedate_to_datetime
 import hishel
 import pytest
 
-from megido_capture.cachestore import VARIANTS, Store, Stored, dated, entry, view
+from megido_capture.cache.store import VARIANTS, Store, Stored, dated, entry, view
 
 NOW = 1_700_000_000.0
 

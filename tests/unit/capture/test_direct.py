@@ -9,7 +9,7 @@ from mitmproxy import connection
 from mitmproxy.proxy import events
 from mitmproxy.proxy.server import ConnectionIO
 
-from megido_capture.fastpath import direct
+from megido_capture.mitm.fastpath import direct
 from tests.integration.capture.harness import until
 
 MB = 1 << 20

@@ -6,7 +6,15 @@ import socket
 
 import pytest
 
-from megido_capture.errors import MAX_MESSAGE, Cause, cause_of_exception, failure, plain, trace_of, type_of_message
+from megido_capture.recording.errors import (
+    MAX_MESSAGE,
+    Cause,
+    cause_of_exception,
+    failure,
+    plain,
+    trace_of,
+    type_of_message,
+)
 from megido_shared.events import ErrorType
 
 R, T, A, P, S, D, O = (  # noqa: E741

@@ -12,10 +12,10 @@ from mitmproxy.master import Master
 from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow, tutils
 
-from megido_capture import fastpath
 from megido_capture.counters import Counters, contained
-from megido_capture.fastpath import layers, messages
 from megido_capture.master import Dispatcher
+from megido_capture.mitm import fastpath
+from megido_capture.mitm.fastpath import layers, messages
 
 FIELDS = (
     (b"Host", b"a"),

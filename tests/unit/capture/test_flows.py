@@ -6,7 +6,7 @@ import pytest
 from mitmproxy.http import Headers
 from mitmproxy.test import tflow
 
-from megido_capture import flows
+from megido_capture.recording import flows
 from megido_shared.events import EMPTY_BODY, Body, unpack_headers
 
 

@@ -9,7 +9,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import _base, _events, _http1
 from mitmproxy.test import tflow
 
-from megido_capture.fastpath import heads
+from megido_capture.mitm.fastpath import heads
 
 PLAIN = (
     b"GET http://a:80/x?y=1 HTTP/1.1\r\nHost: a\r\nX-A:  1 \r\nx-a:\xff\r\n\r\n",

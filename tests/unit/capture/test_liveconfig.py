@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from megido_capture.lastgood import Copy, LastKnownGood, Unreadable
-from megido_capture.liveconfig import LiveConfiguration, Start
-from megido_capture.settings import CONFIGURED, NAMES, CaptureSettings, option_of
+from megido_capture.configuration.lastgood import Copy, LastKnownGood, Unreadable
+from megido_capture.configuration.live import LiveConfiguration, Start
+from megido_capture.configuration.settings import CONFIGURED, NAMES, CaptureSettings, option_of
 from megido_shared.config import PayloadRule, ProxySettings, Snapshot, encode_snapshot
 from megido_shared.config_fields import FIELDS, SECRETS
 from megido_shared.errors import ConfigurationError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from megido_capture import configsource
+from megido_capture.configuration import source as configsource
 
 
 @pytest.fixture

@@ -1,19 +1,16 @@
 """The recorder with mitmproxy's own test flows: one terminal event each, and never an exception."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from mitmproxy import http
-from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.flow import Error
 from mitmproxy.test import tflow
 
-from megido_capture.connections import Connections
-from megido_capture.emitter import MAX_INLINE
-from megido_capture.errors import cause_of_message
-from megido_capture.openconnections import CrashWatch, OpenConnections
+from megido_capture.recording.connections import Connections
+from megido_capture.recording.emitter import MAX_INLINE
+from megido_capture.recording.errors import cause_of_message
 from megido_shared.events import BodyChunk, ErrorRaised, FlowCompleted, FlowFailed, FlowInterrupted, FlowStarted
 from tests.unit.capture.fakes import Parts
 
@@ -140,16 +137,6 @@ def test_what_cannot_be_asked_of_mitmproxy_costs_no_record() -> None:
     completed, failed = parts.journal.records
     assert isinstance(completed, FlowCompleted) and isinstance(failed, FlowFailed)
     assert parts.counters["hook_errors:was_reset"] == parts.counters["hook_errors:arrived"] == 1
-
-
-def test_an_unknown_mitmproxy_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mitmproxy.version.VERSION", "99.0")
-    connected, flow = OpenConnections(Proxyserver()), tflow.tflow()
-    connected._proxyserver.connections[flow.client_conn.id] = object()  # type: ignore[assignment]
-    assert connected.arrived(flow) == (b"", b"") and not connected.was_reset(flow)
-    before = list(logging.getLogger("mitmproxy.proxy.server").handlers)
-    CrashWatch(connected, lambda client, error: None)
-    assert logging.getLogger("mitmproxy.proxy.server").handlers == before
 
 
 def test_a_hook_that_fails_is_counted_and_raises_nothing() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from mitmproxy.test import tflow
 
-from megido_capture import recovery
 from megido_capture.counters import Counters
-from megido_capture.emitter import Emitter
-from megido_capture.recorder import Recorder
-from megido_capture.state import Keep, Registry
+from megido_capture.recording import recovery
+from megido_capture.recording.emitter import Emitter
+from megido_capture.recording.recorder import Recorder
+from megido_capture.recording.state import Keep, Registry
 from megido_capture.websocket.recovery import left_open
 from megido_shared import events, ids
 from megido_shared.bus.local import Journal
@@ -83,7 +83,7 @@ def test_open_flows_of_earlier_lives_only(tmp_path: Path, first: Life) -> None:
 
 def test_also_after_the_clock_was_set_back(tmp_path: Path, first: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     later = (ids.time_ms(ids.new_id()) + 3_600_000).to_bytes(6)
-    monkeypatch.setattr("megido_capture.recorder.ids.new_id", lambda: later + bytes(10))
+    monkeypatch.setattr("megido_capture.recording.recorder.ids.new_id", lambda: later + bytes(10))
     _, cut = first.open(b"abc")
     monkeypatch.undo()
     first.journal.close()

@@ -7,10 +7,10 @@ import pytest
 from mitmproxy.http import Headers
 from mitmproxy.test import tflow
 
-from megido_capture.bodyrules import Rewriting
 from megido_capture.counters import Counters
-from megido_capture.injection import BODY_CAP, NotApplicable, inject
-from megido_capture.rules import RuleSet
+from megido_capture.rules.bodies import Rewriting
+from megido_capture.rules.heads import RuleSet
+from megido_capture.rules.injection import BODY_CAP, NotApplicable, inject
 from megido_shared.config import PayloadRule
 from megido_shared.rulelimits import MAX_ACTIVE
 

@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from megido_capture.tee import Tee
+from megido_capture.recording.tee import Tee
 
 
 def made(cap: int = 10, **more):  # type: ignore[no-untyped-def]

@@ -5,9 +5,9 @@ import asyncio
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.test import tflow
 
-from megido_capture.connections import Connections
-from megido_capture.settings import CaptureSettings
-from megido_capture.timeouts import Timeouts
+from megido_capture.configuration.settings import CaptureSettings
+from megido_capture.limits.server_deadlines import Timeouts
+from megido_capture.recording.connections import Connections
 from tests.unit.capture.fakes import Parts
 
 

@@ -1,9 +1,6 @@
 """Puts our classes into mitmproxy's WebSocket layer, and takes them out again."""
 
-import logging
-
 import wsproto.extensions
-from mitmproxy import version
 from mitmproxy.proxy.layers import websocket as layer
 from wsproto.extensions import PerMessageDeflate
 
@@ -11,29 +8,15 @@ from megido_capture.websocket import closing
 from megido_capture.websocket.frames import Observer, connection_class, deflate_class
 from megido_capture.websocket.recording import STOPPING
 
-logger = logging.getLogger(__name__)
-
-TESTED = ((12, 2), (12, 3))
-"""Versions of mitmproxy whose WebSocket layer our classes were tested in."""
-
 _originals = (layer.WebsocketConnection, PerMessageDeflate)
 
 
-def observe(observer: Observer) -> bool:
+def observe(observer: Observer) -> None:
     """Puts two classes of ours between mitmproxy's WebSocket layer and wsproto, which both make their objects from a
     name in a module. Each PING and PONG is told to `observer`, and a message that grows past `observer.max_message`
-    ends the connection with 1009, before it is held. False, and nothing is touched, on a version that this was not
-    tested against."""
-    found = tuple(int(part) for part in version.VERSION.split(".")[:2])
-    if found not in TESTED:
-        logger.warning(
-            "PING and PONG are not recorded and websocket_max_message is without effect: not tested with mitmproxy %s",
-            version.VERSION,
-        )
-        return False
+    ends the connection with 1009, before it is held."""
     _put(connection_class(observer, closing.told, STOPPING), deflate_class(observer))
     closing.put()
-    return True
 
 
 def stop_observing() -> None:

@@ -11,10 +11,10 @@ from mitmproxy.proxy.layers.websocket import WebSocketMessageInjected
 from wsproto.frame_protocol import CloseReason, Opcode
 
 from megido_capture.counters import Counters, contained
-from megido_capture.emitter import Emitter
-from megido_capture.flows import url_of
-from megido_capture.recorder import Recorder
-from megido_capture.state import Registry
+from megido_capture.recording.emitter import Emitter
+from megido_capture.recording.flows import url_of
+from megido_capture.recording.recorder import Recorder
+from megido_capture.recording.state import Registry
 from megido_shared import ids
 from megido_shared.clock import Clock
 from megido_shared.config_fields import DEFAULT_MAX_MESSAGE

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from megido_capture.emitter import Emitter
-from megido_capture.recovery import ReadBack, decode, earlier
+from megido_capture.recording.emitter import Emitter
+from megido_capture.recording.recovery import ReadBack, decode, earlier
 from megido_shared import ids
 from megido_shared.bus.topics import WEBSOCKET
 from megido_shared.events import WebSocketMessage

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megido_capture import authority
-from megido_capture.settings import CaptureSettings, defaults_from_env
+from megido_capture.configuration.settings import CaptureSettings, defaults_from_env
 from megido_capture.workers.group import Plan
 from megido_capture.workers.worker import Share
 from megido_shared.bus.forwarder_child import ForwarderChild

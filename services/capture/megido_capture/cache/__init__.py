@@ -1,0 +1,1 @@
+"""Static assets by the rules of RFC 9111."""

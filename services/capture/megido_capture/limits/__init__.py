@@ -1,0 +1,1 @@
+"""How many, how large and how long: clients, heads, silences."""

@@ -1,0 +1,1 @@
+"""Where mitmproxy's own layers are slow, hang, forget, or take without a bound: everything that is put into them."""

@@ -1,0 +1,1 @@
+"""Payload rules: which apply to a request, and what they change."""
