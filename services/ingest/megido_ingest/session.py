@@ -106,6 +106,7 @@ class Session:
             self.oids = dict(found)
             if self._wants_shard:
                 self.shard = await _take_shard(connection)
+                await connection.execute("SELECT set_config('megido.shard', %s, false)", [str(self.shard)])  # rollups
         except BaseException:
             await connection.close()
             raise

@@ -107,6 +107,20 @@ bodies = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+flow_text = Table(
+    "flow_text",
+    metadata,
+    Column("flow_id", Uuid, primary_key=True),
+    Column("line", Text, nullable=False, comment="the URL, a line feed, the user agent"),
+    Column("headers", Text, nullable=False, comment="`name: value`, a line each, of request and response"),
+    Column("request_body", Text, comment="bodytext; null without text"),
+    Column("response_body", Text),
+    Column("lossy", Boolean, nullable=False, comment="a body's text is not the whole body, or not exactly it"),
+)
+"""What is searched in, behind `flows` by what the feed holds past the cursor `TEXT_INDEX`."""
+
+TEXT_INDEX = "text-index"
+
 body_chunks = Table(
     "body_chunks",
     metadata,
@@ -235,6 +249,21 @@ counters = Table(
 """Summed over shards on reading. Names: requests, requests_by_method, requests_by_protocol, responses,
 responses_timed, response_time_us (the sum over those), websocket_messages, errors, errors_by_type, auth_attempts,
 auth_failures."""
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("minutes", SmallInteger, primary_key=True, autoincrement=False, comment="the width: 1, 60 or 1440"),
+    Column("name", Text, primary_key=True),
+    Column("bucket", _time, primary_key=True, comment="its beginning, UTC"),
+    Column("label", Text, primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""Statistics by time, kept by triggers, summed over shards on reading. By the flow's `started_at`; names: requests,
+responses, responses_timed, response_time_us (the sum over those), request_bytes, response_bytes; by label method,
+protocol, host, status, error (of failed flows and of errors without a flow), latency (the bin, `latency_bin` in SQL);
+messages, auth_failures."""
 
 UNCOUNTED = "_uncounted"
 """Behind a gap's kind in `accounting`: so many gaps, each of an unknown number of records."""
