@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from megido_capture.addon import HELP, MegidoAddon, certificate
 from megido_capture.configuration.flags import options_of, parser
-from megido_capture.limits.clients import raise_open_files
+from megido_capture.limits.openfiles import raise_open_files
 from megido_capture.logtext import bound_logs
 from megido_capture.master import CaptureMaster
 from megido_capture.workers.figures import GroupFigures

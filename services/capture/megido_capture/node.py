@@ -29,7 +29,6 @@ from megido_capture.configuration.source import ConfigSource
 from megido_capture.counters import Counters
 from megido_capture.drain import Drain
 from megido_capture.heartbeat import Config, Figures, Heartbeat
-from megido_capture.limits.client_deadlines import ClientTimeouts
 from megido_capture.limits.clients import Limits
 from megido_capture.limits.server_deadlines import Timeouts
 from megido_capture.mitm import fastpath
@@ -181,14 +180,8 @@ class Node:
             refuse=self._refuse_server,
         )
         self.limits = Limits(
-            settings,
-            self.registry,
-            self.counters,
-            farewell=farewell,
-            silent_for=self._silent_for,
-            workers=place.workers,
+            settings, self.registry, self.connections, self.counters, farewell=farewell, workers=place.workers
         )
-        self.client_timeouts = ClientTimeouts(settings, self.connections, self.counters, time_out=self.limits.time_out)
         self.pass_through = PassThrough(settings, self.counters, begun=self.limits.tunnel_begun)
         self.cache = Cache(self.registry, self.counters, settings)
         blocks = settings.journal_policy == "block"
@@ -199,7 +192,6 @@ class Node:
             self.connections,
             self.access,  # before anybody records, or sets a stream
             self.timeouts,
-            self.client_timeouts,
             self.pass_through,
             self.own_door,
             *([self.backpressure.messages] if blocks else []),
@@ -264,7 +256,6 @@ class Node:
         self.recorder.keep = Keep.of(settings)
         self.cache.apply(settings)
         self.pass_through.apply(settings)
-        self.client_timeouts.settings = settings
         self.journal.cap_bytes = self._journal_cap(settings)
         self.backpressure.seconds = settings.journal_wait
         self.websockets.enabled = settings.websocket_enabled and settings.logging_enabled
@@ -355,7 +346,6 @@ class Node:
             for step in (
                 self.recorder.tick,
                 self.timeouts.tick,
-                self.client_timeouts.tick,
                 self.limits.tick,
                 self.heartbeat.tick,
                 self._keep_forwarding,

@@ -200,7 +200,7 @@ async def test_open_files_are_raised_to_the_hard_limit(tmp_path: Path) -> None:
         limits = Path(f"/proc/{proxy.process.pid}/limits").read_text()
         soft, hard = limits.partition("Max open files")[2].split()[:2]
         assert soft == hard
-    script = "import sys; from megido_capture.limits.clients import raise_open_files as r; r(int(sys.argv[1]))"
+    script = "import sys; from megido_capture.limits.openfiles import raise_open_files as r; r(int(sys.argv[1]))"
     for clients, warned in (("2000", True), ("10", False)):
         command = f"ulimit -Sn 200; ulimit -Hn 300; exec {sys.executable} -c '{script}' {clients}"
         code, printed = await run("bash", "-c", command)

@@ -1,93 +1,103 @@
-"""The addon that bounds how long a client may take for its next step inside TLS: its hello, the handshake, and its
-first request. Heads in plain HTTP, and heads that come in pieces, are for `limits`."""
+"""What a client may take too long for: each step to its next request, and a body that is read whole."""
 
-import time
 from collections.abc import Callable
 
-from mitmproxy import connection, http, tcp, tls
-from mitmproxy.proxy import layer
-from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer
+from mitmproxy import connection
 
 from megido_capture.configuration.settings import CaptureSettings
-from megido_capture.counters import Counters, contained
+from megido_capture.counters import Counters
+from megido_capture.limits.places import Place, Places, Step
+from megido_capture.mitm.headguard import unfinished
 from megido_capture.recording.connections import Connections
+from megido_capture.recording.errors import Cause
+from megido_capture.recording.flows import content_length
+from megido_capture.recording.state import Registry
+from megido_shared.events import ErrorType
 
-HANDSHAKE, REQUEST = "TLS handshake", "first request"
+BODY_PATIENCE, SLOWEST = 3, 1024
+"""A body that is read whole before it is sent on has so many times `header_timeout`, and a second for so many bytes."""
+
+READ_WHOLE = 4 << 20
+"""Bytes that are read whole of a body whose length nobody has said."""
+
+_H2 = (Step.H2_FRAME, Step.H2_HEAD)
+_TOLD = (Step.HANDSHAKE, Step.HEAD, Step.H2_HEAD)
+"""What is an error when it takes too long. A connection on which nothing was begun is only closed, as an idle one is:
+browsers open some for later and open others when they need them."""
 
 
-class ClientTimeouts:
-    """Each step has `header_timeout`. The clock stands still while the server is connected to, which has a deadline of
-    its own. A handshake that is not finished is an error; a connection without a request is only closed, as an idle
-    one is: browsers open some for later and open others when they need them."""
-
-    name = "megido-client-timeouts"
+class ClientDeadlines:
+    """Looks through all places at each tick. A client has one deadline at a time, that of its `Place.step`, which hooks
+    begin and end; what stops within HTTP/2 frames is found here, as no hook tells of it."""
 
     def __init__(
         self,
-        settings: CaptureSettings,
+        places: Places,
+        registry: Registry,
         connections: Connections,
         counters: Counters,
         *,
-        time_out: Callable[[connection.Client], None],
+        end: Callable[[connection.Client], bool],
     ) -> None:
-        self.settings = settings
-        self.counters = counters
+        """`end` ends a client and takes its place away, so that it is found once; False when it is not to be ended."""
+        self._places = places
+        self._registry = registry
         self._connections = connections
-        self._time_out = time_out
-        self._waiting: dict[str, tuple[connection.Client, str, float]] = {}
+        self._counters = counters
+        self._end = end
 
-    @contained
-    def next_layer(self, data: layer.NextLayer) -> None:
-        """Behind mitmproxy's own addon: its choice says that TLS has begun."""
-        if isinstance(data.layer, ServerTLSLayer | ClientTLSLayer):
-            self._begin(data.context.client, HANDSHAKE)
+    def tick(self, now: float, settings: CaptureSettings) -> None:
+        limit = settings.header_timeout
+        if not limit:
+            return
+        stopped = self._within_frames()
+        late = []
+        for place in self._places:
+            if stopped or place.step in _H2:
+                _follow(place, stopped.get(place.conn.id), now)
+            if place.step is not None and now - place.since > limit:
+                late.append(place)
+        for place in late:
+            self._time_out(place, limit)
+        patience = settings.journal_wait if settings.journal_policy == "block" else 0
+        self._end_slow_bodies(now, limit * BODY_PATIENCE + patience)
 
-    @contained
-    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        self._end(data.context.client)
+    def _time_out(self, place: Place, limit: int) -> None:
+        step = place.step
+        if step is not None and self._end(place.conn):
+            self._counters["header_timeouts"] += 1
+            if step in _TOLD:
+                message = f"timed out: the client did not {step.value} within {limit} seconds (header_timeout)"
+                self._connections.client_timed_out(place.conn, message)
 
-    @contained
-    def tls_start_client(self, data: tls.TlsData) -> None:
-        self._begin(data.context.client, HANDSHAKE)
+    def _within_frames(self) -> dict[str, Step]:
+        """The clients whose HTTP/2 frames have stopped within a head, or within what may become one."""
+        found = {}
+        for client, in_head in unfinished():
+            state = self._registry.clients.get(client.id)
+            if in_head or (state is not None and not state.flows):
+                found[client.id] = Step.H2_HEAD if in_head else Step.H2_FRAME
+        return found
 
-    @contained
-    def tls_established_client(self, data: tls.TlsData) -> None:
-        self._begin(data.context.client, REQUEST)
-
-    @contained
-    def tls_failed_client(self, data: tls.TlsData) -> None:
-        self._end(data.context.client)
-
-    @contained
-    def http_connect(self, flow: http.HTTPFlow) -> None:
-        self._end(flow.client_conn)
-
-    @contained
-    def requestheaders(self, flow: http.HTTPFlow) -> None:
-        self._end(flow.client_conn)
-
-    @contained
-    def tcp_start(self, flow: tcp.TCPFlow) -> None:
-        self._end(flow.client_conn)
-
-    @contained
-    def client_disconnected(self, client: connection.Client) -> None:
-        self._end(client)
-
-    def tick(self, now: float) -> None:
-        limit = self.settings.header_timeout
-        for client, step, began in list(self._waiting.values()) if limit else ():
-            if now - began <= limit:
+    def _end_slow_bodies(self, now: float, limit: float) -> None:
+        """Those that stream are nobody's place in memory, and may take as long as they like."""
+        for state in list(self._registry.older_than(now - limit)):
+            if state.sent or state.request_tee is not None or state.cut is not None:
                 continue
-            del self._waiting[client.id]
-            if step is HANDSHAKE:
-                message = f"timed out: the client did not finish its TLS handshake within {limit} seconds"
-                self._connections.client_timed_out(client, f"{message} (header_timeout)")
-            self._time_out(client)
+            length = content_length(state.flow.request.headers)
+            allowed = limit + (READ_WHOLE if length is None else length) / SLOWEST
+            if now - state.started > allowed and self._end(state.flow.client_conn):
+                message = f"timed out: the client has not sent the request's body within {allowed:.0f} seconds"
+                state.cut = Cause(ErrorType.TIMEOUT, message)
+                self._counters["body_timeouts"] += 1
 
-    def _begin(self, client: connection.Client, step: str) -> None:
-        self._waiting[client.id] = (client, step, time.monotonic())
 
-    def _end(self, client: connection.Client) -> None:
-        if self._waiting:
-            self._waiting.pop(client.id, None)
+def _follow(place: Place, stopped: Step | None, now: float) -> None:
+    """Brings a place's step up to date with what its HTTP/2 connection has of a frame."""
+    if stopped is None:
+        if place.step in _H2:
+            place.step = None
+    elif place.step is None:
+        place.begin(stopped, now)
+    elif place.step is Step.H2_FRAME or stopped is Step.H2_HEAD:
+        place.step = stopped  # the deadline that runs already holds for this too

@@ -5,7 +5,8 @@ A request head above the caps is answered 431 and its connection closed; a respo
 502, as other proxies do: cut short it could be neither forwarded truly nor replayed.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -40,11 +41,15 @@ LINGER_STEPS = 8
 
 _FIELD = 32
 """What HTTP/2 counts for each field beside its bytes (RFC 9113, 6.5.2)."""
+_HEADERS_FRAME = b"\x01"
+"""The type of a HEADERS frame, behind its length."""
 _SMALL = 3 * MAX_FIELDS
 """Fewer bytes than this hold neither too many bytes nor too many fields."""
 
 
-H2_SERVERS: WeakSet[_http2.Http2Server] = WeakSet()
+_BEGUN = re.compile(rb"[^\r\n]")
+
+_H2_SERVERS: WeakSet[_http2.Http2Server] = WeakSet()
 """The HTTP/2 connections of clients."""
 
 
@@ -146,8 +151,22 @@ def head_excess(buf: ReceiveBuffer) -> str:
 
 
 def _is_partial(buf: ReceiveBuffer) -> bool:
+    """Empty lines ahead of a head are no part of it."""
     data = buf._data
-    return len(data) > 2 and not blank_line_regex.search(data, buf._multiple_lines_search)
+    return _BEGUN.search(data) is not None and not blank_line_regex.search(data, buf._multiple_lines_search)
+
+
+def unfinished() -> Iterator[tuple[connection.Client, bool]]:
+    """The clients of whose HTTP/2 connection a frame has come in part only, and whether a request's head has."""
+    for server in list(_H2_SERVERS):
+        context = getattr(server, "context", None)  # none: it has ended, and was taken apart
+        if context is not None and (server.h2_conn.incoming_buffer._data or _within_head(server)):
+            yield context.client, _within_head(server)
+
+
+def _within_head(server: _http2.Http2Server) -> bool:
+    frames = server.h2_conn.incoming_buffer
+    return bool(frames._headers_buffer) or frames._data[3:4] == _HEADERS_FRAME
 
 
 def fields_excess(headers: Iterable[tuple[Any, Any]] | None, max_bytes: int = MAX_BYTES) -> str:
@@ -245,7 +264,7 @@ def _init_h2(self: _http2.Http2Connection, *args: Any, **kwargs: Any) -> None:
     self.h2_conn.local_settings.acknowledge()
     self.h2_conn.decoder.max_header_list_size = DECODED
     if isinstance(self, _http2.Http2Server):
-        H2_SERVERS.add(self)
+        _H2_SERVERS.add(self)
 
 
 def _refuse_stream(self: _http2.Http2Server, stream_id: int, why: str, observer: Observer) -> CommandGenerator[bool]:
