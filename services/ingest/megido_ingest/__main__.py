@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megido_ingest import limit
 from megido_ingest.health import Health
+from megido_ingest.jsonlogs import LAYOUTS, LogLayout
 from megido_ingest.leader import Leader
 from megido_ingest.metrics import Metrics
 from megido_ingest.monitor import watch
@@ -40,6 +41,7 @@ class Settings:
     log_dir: Path
     metrics_port: int
     max_dead_letters: int
+    log_layout: LogLayout = "tree"
 
 
 def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
@@ -50,6 +52,11 @@ def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
     parser.add_argument("--database-url", default="", help="postgresql:// URL (MEGIDO_DATABASE_URL)")
     parser.add_argument(
         "--log-dir", default=env.get("PROXY_LOG_DIR", DEFAULT_LOG_DIR), help="root of the JSON logs (PROXY_LOG_DIR)"
+    )
+    parser.add_argument(
+        "--log-layout",
+        default=env.get("MEGIDO_LOG_LAYOUT") or "tree",
+        help="tree: a file an entry; ndjson: a file an hour, for high rates; off (MEGIDO_LOG_LAYOUT, default tree)",
     )
     parser.add_argument(
         "--metrics-port",
@@ -70,7 +77,20 @@ def parse(argv: Sequence[str] | None, env: Mapping[str, str]) -> Settings:
         raise ConfigurationError("ingest needs a database; pass --database-url or set MEGIDO_DATABASE_URL")
     parse_url(common.database_url)
     common.data_dir.ensure()
-    return Settings(common, Path(given.log_dir).absolute(), given.metrics_port, _count(given.max_dead_letters))
+    return Settings(
+        common,
+        Path(given.log_dir).absolute(),
+        given.metrics_port,
+        _count(given.max_dead_letters),
+        _layout(given.log_layout),
+    )
+
+
+def _layout(given: str) -> LogLayout:
+    found = next((name for name in LAYOUTS if name == given), None)
+    if found is None:
+        raise ConfigurationError(f"--log-layout is {given!r}; there are {', '.join(LAYOUTS)}")
+    return found
 
 
 def _count(given: str | int) -> int:
@@ -92,7 +112,15 @@ async def serve(settings: Settings) -> None:
         if not await _wait_for_schema(common.database_url, stop):
             return
         worker = Worker(bus, store, metrics, health)
-        leader = Leader(common.database_url, bus, settings.log_dir, clock=SystemClock(), metrics=metrics, health=health)
+        leader = Leader(
+            common.database_url,
+            bus,
+            settings.log_dir,
+            clock=SystemClock(),
+            metrics=metrics,
+            health=health,
+            log_layout=settings.log_layout,
+        )
         tasks = [
             asyncio.create_task(worker.run(stop)),
             asyncio.create_task(leader.run(stop)),

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from megido_ingest import assembly, failures
 from megido_ingest.accounts import AccountMetrics, keep_shown
 from megido_ingest.health import Health
-from megido_ingest.jsonlogs import JsonLogWriter
+from megido_ingest.jsonlogs import JsonLogWriter, LogLayout
 from megido_ingest.metrics import Metrics
 from megido_ingest.session import Session, commit, fetch_one
 from megido_shared.bus.base import Bus
@@ -130,10 +130,21 @@ async def interrupt(session: Session, flow_ids: list[UUID]) -> int:
 class Leader:
     """Runs the background work while it is the leader. Raises nothing that passes: a failure is tried again."""
 
-    def __init__(self, url: str, bus: Bus, log_root: Path, *, clock: Clock, metrics: Metrics, health: Health) -> None:
+    def __init__(
+        self,
+        url: str,
+        bus: Bus,
+        log_root: Path,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        health: Health,
+        log_layout: LogLayout = "tree",
+    ) -> None:
         self._url = url
         self._bus = bus
         self._log_root = log_root
+        self._log_layout = log_layout
         self._metrics = metrics
         self._session = Session(url, "megido ingest leader", shard=False)
         self._open_flows = OpenFlows(self._session, clock, health, metrics)
@@ -167,7 +178,7 @@ class Leader:
         self._partitions_at = 0.0
         engine = create_engine(self._url, application_name="megido ingest outbox", pool_size=2)
         relay = Relay(engine, lambda: self._bus.producer("ingest"))
-        logs = JsonLogWriter(self._url, self._log_root)
+        logs = JsonLogWriter(self._url, self._log_root, self._log_layout)
         tasks = [
             asyncio.create_task(_kept_up("outbox relay", relay.run, resign)),
             asyncio.create_task(_kept_up("JSON logs", logs.run, resign)),

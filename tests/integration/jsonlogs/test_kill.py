@@ -1,4 +1,4 @@
-"""kill -9 of the writer, again and again: every flow ends with one file of its own, whole."""
+"""kill -9 of the writer, again and again: every flow ends with one entry of its own, whole, in both layouts."""
 
 import json
 import random
@@ -17,14 +17,15 @@ PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from megido_ingest.jsonlogs import JsonLogWriter
-asyncio.run(JsonLogWriter(sys.argv[1], Path(sys.argv[2])).run(asyncio.Event()))
+asyncio.run(JsonLogWriter(sys.argv[1], Path(sys.argv[2]), sys.argv[3]).run(asyncio.Event()))
 """
 pytestmark = pytest.mark.timeout(300)
 BATCH, BATCHES, KILLS = 50, 4, 6
 FLOWS = KILLS * BATCHES * BATCH
 
 
-def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["tree", "ndjson"])
+def test_kills_lose_and_double_nothing(database: str, tmp_path: Path, layout: str) -> None:
     store, root = Store(database), tmp_path / "logs"
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
@@ -43,22 +44,22 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path) -> None:
             stored += store.flows(batch)
         # Each flow has two files, so however fast the last writer was, there are enough to come.
         enough = _count(root) + chance.randrange(20, BATCHES * BATCH)
-        _run_until(lambda enough=enough: _count(root) >= enough, database, root)
+        _run_until(lambda enough=enough: _count(root) >= enough, database, root, layout)
         at_work += not _done(store, store.last_seq())
     assert at_work, "it was never killed while it had work"
-    _run_until(lambda: _done(store, store.last_seq()), database, root)
+    _run_until(lambda: _done(store, store.last_seq()), database, root, layout)
 
     for kind in ("requests", "responses"):
-        files = list((root / kind).rglob("*"))
-        entries = [json.loads(path.read_text()) for path in files if path.is_file()]
+        files = [path for path in (root / kind).rglob("*") if path.is_file()]
+        entries = [json.loads(one) for path in files for one in _entries(path)]
         owners = [entry["flow_id"] for entry in entries]
         assert len(owners) == FLOWS, f"seed {seed}"
         assert set(owners) == {flow_id.hex for flow_id in stored}, f"seed {seed}"
 
 
-def _run_until(condition: Callable[[], bool], database: str, root: Path) -> None:
+def _run_until(condition: Callable[[], bool], database: str, root: Path, layout: str) -> None:
     """Starts a writer and kills it when the condition holds."""
-    writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root)])
+    writer = subprocess.Popen([sys.executable, "-c", PROGRAM, database, str(root), layout])
     try:
         until(condition, "files are written", seconds=60, every=0.005)
     finally:
@@ -66,8 +67,14 @@ def _run_until(condition: Callable[[], bool], database: str, root: Path) -> None
         writer.wait()
 
 
+def _entries(path: Path) -> list[bytes]:
+    content = path.read_bytes()
+    return content.splitlines() if path.suffix == ".ndjson" else [content]
+
+
 def _count(root: Path) -> int:
-    return sum(1 for path in root.rglob("*.json"))
+    lines = sum(path.read_bytes().count(b"\n") for path in root.rglob("*.ndjson"))
+    return lines + sum(1 for path in root.rglob("*.json"))
 
 
 def _done(store: Store, target: int) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from megido_ingest.jsonlogs.place import below
 from megido_shared.db.connect import conninfo
+from megido_shared.logfiles import below
 from tests.integration.jsonlogs.rows import Store
 from tests.integration.jsonlogs.test_writer import files, until, writing
 

@@ -16,9 +16,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from megido_ingest.jsonlogs import JsonLogWriter, cleanup, recent
+from megido_ingest.jsonlogs import JsonLogWriter
 from megido_shared import events, ids
 from megido_shared.db import tables
+from megido_shared.logfiles import cleanup, recent
 from tests.integration.jsonlogs.rows import MOMENT, Store, a_message, an_attempt, an_error, listeners
 
 

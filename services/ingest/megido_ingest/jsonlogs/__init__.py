@@ -1,6 +1,6 @@
-"""JSON log files in the founding document's tree, written from the feed."""
+"""JSON log files, written from the feed: a file an entry in the founding document's tree, or a line by hour."""
 
-from megido_ingest.jsonlogs.reading import cleanup, recent
+from megido_ingest.jsonlogs.layout import LAYOUTS, LogLayout
 from megido_ingest.jsonlogs.writer import JsonLogWriter
 
-__all__ = ["JsonLogWriter", "cleanup", "recent"]
+__all__ = ["LAYOUTS", "JsonLogWriter", "LogLayout"]

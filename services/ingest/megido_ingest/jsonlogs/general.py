@@ -5,6 +5,7 @@ A line ends with `[key]`, which names the event that it is about. A start reads 
 lines whose keys are there, so what is read from the feed a second time is not logged a second time.
 """
 
+import errno
 import os
 import re
 from collections import deque
@@ -17,8 +18,14 @@ from typing import Any
 from sqlalchemy import Row
 
 from megido_ingest.jsonlogs.entries import stamp
+from megido_shared.logfiles import folders
+from megido_shared.logfiles.folders import Folders
+from megido_shared.logfiles.reading import GENERAL
 
-FILE = "proxy_general.log"
+OLDER = f"{GENERAL}.1"
+LARGEST = 32 << 20
+"""Bytes that the file has when it becomes `OLDER`, in whose place it comes."""
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _REMEMBERED = 20_000
 _TAIL = 4 << 20
 _KEY = re.compile(rb"\[([^\[\]\s]+)\]$")
@@ -86,18 +93,21 @@ def node_lines(row: Row[Any]) -> list[Line]:
 
 
 class GeneralLog:
-    """Appends to `<root>/proxy_general.log`. Raises OSError."""
+    """Appends to `proxy_general.log` in the folder `inside` of a log root. Raises OSError."""
 
-    def __init__(self, root: Path) -> None:
-        self._path = root / FILE
+    def __init__(self, root: Path, inside: str = "") -> None:
+        self._root = root
+        self._folders = Folders(root)
+        self._inside = inside
         self._order: deque[str] = deque()
         self._keys: set[str] = set()
         self._read = False
 
     def append(self, lines: Iterable[Line | None]) -> None:
         """Those whose keys were not logged before, in one write."""
+        folder = self._folders.get(self._inside, create=True)
         if not self._read:
-            self._remember_tail()
+            self._remember_tail(folder)
             self._read = True
         fresh: dict[str, Line] = {}
         for line in lines:
@@ -105,37 +115,31 @@ class GeneralLog:
                 fresh.setdefault(line.key, line)
         if not fresh:
             return
-        content = b"".join(line.render() for line in fresh.values())
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            before = os.fstat(descriptor).st_size
-            if os.write(descriptor, content) != len(content):  # a full disk: all of it again later
-                os.ftruncate(descriptor, before)
-                raise OSError(28, "only a part of the lines could be written", str(self._path))
-        finally:
-            os.close(descriptor)
+        self._write(folder, b"".join(line.render() for line in fresh.values()))
         for key in fresh:
             self._remember(key)
 
-    def _remember_tail(self) -> None:
+    def _write(self, folder: int, content: bytes) -> None:
+        descriptor = os.open(GENERAL, _APPEND, 0o600, dir_fd=folder)
         try:
-            with self._path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _TAIL))
-                for line in file:
-                    if found := _KEY.search(line.rstrip(b"\n")):
-                        self._remember(found.group(1).decode(errors="replace"))
-        except FileNotFoundError:
-            return
-        self._end_torn_line()
+            facts = os.fstat(descriptor)
+            if not folders.is_ours(facts):
+                raise OSError(errno.EPERM, "is no file of its own, and is not written into", GENERAL)
+            _end_torn_line(descriptor, facts.st_size)
+            before = os.fstat(descriptor).st_size
+            if os.write(descriptor, content) != len(content):  # a full disk: all of it again later
+                os.ftruncate(descriptor, before)
+                raise OSError(errno.ENOSPC, "only a part of the lines could be written", GENERAL)
+        finally:
+            os.close(descriptor)
+        if before > LARGEST:
+            os.replace(GENERAL, OLDER, src_dir_fd=folder, dst_dir_fd=folder)
 
-    def _end_torn_line(self) -> None:
-        with self._path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
+    def _remember_tail(self, folder: int) -> None:
+        for name in (OLDER, GENERAL):
+            for line in (folders.read_file(folder, name, most=_TAIL) or b"").splitlines():
+                if found := _KEY.search(line):
+                    self._remember(found.group(1).decode(errors="replace"))
 
     def _remember(self, key: str) -> None:
         if key in self._keys:
@@ -144,3 +148,8 @@ class GeneralLog:
         self._order.append(key)
         if len(self._order) > _REMEMBERED:
             self._keys.discard(self._order.popleft())
+
+
+def _end_torn_line(descriptor: int, size: int) -> None:
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        os.write(descriptor, b"\n")

@@ -7,20 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_shared.db.tables import config_snapshots
-from megido_shared.settings import DEFAULT_LOG_DIR
+from megido_shared.logfiles import below
 
 log = logging.getLogger(__name__)
-
-
-def below(root: Path, wanted: str) -> Path:
-    """The folder that `log_directory` means. The default is the root itself, whatever that is called; any other
-    relative path lies below it. Raises ValueError on a path that leads elsewhere, through a link too."""
-    if wanted in ("", DEFAULT_LOG_DIR):
-        return root
-    found = root / wanted
-    if ".." in found.parts or not found.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"log_directory {wanted!r} is not below {root}, where ingest's --log-dir keeps log files")
-    return found
 
 
 class Directory:

@@ -16,8 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from megido_ingest.jsonlogs import entries, feed, general
+from megido_ingest.jsonlogs.layout import LogLayout, layout_of
+from megido_ingest.jsonlogs.lines import HourlyLines
 from megido_ingest.jsonlogs.place import Directory
-from megido_ingest.jsonlogs.tree import LogTree
+from megido_shared import events
 from megido_shared.db.connect import connect, create_engine
 from megido_shared.db.read import StoredFlow, complete
 
@@ -36,30 +38,39 @@ class JsonLogWriter:
 
     A new log root gets the whole history that the database has; a folder below it that the configuration names gets
     what comes from then on. A disk that cannot be written or a database that is away is waited for, with a line in
-    the service's log at most every 30 seconds.
+    the service's log at most every 30 seconds. Layout `off` writes nothing; turned on again, what was stored meanwhile
+    is written.
     """
 
-    def __init__(self, database_url: str, log_root: Path) -> None:
+    def __init__(self, database_url: str, log_root: Path, layout: LogLayout = "tree") -> None:
         self._url = database_url
+        self._layout = layout
         self._root = log_root.absolute()
         self._reader = f"json-logs:{self._root}"
         self.directory = Directory(self._root)
-        self._move_to(self._root)
         self._complained = 0.0
         self._nodes_read = 0.0
         self.position = 0
         """The feed's seq up to which everything is written."""
+        self._place(self._root)
 
     def _move_to(self, path: Path) -> None:
+        self._files.close()
+        self._place(path)
         if path != self._root:
-            LogTree(self._root).make(str(path.relative_to(self._root)))
+            self._files.make("")
+
+    def _place(self, path: Path) -> None:
+        inside = "" if path == self._root else str(path.relative_to(self._root))
         self.directory.path = path
-        self._tree = LogTree(path)
-        self._general = general.GeneralLog(path)
+        self._files = layout_of(self._layout, self._root, inside)
+        self._general = general.GeneralLog(self._root, inside)
         self._folders: dict[str, str] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Never raises for what a disk or a database does."""
+        if self._layout == "off":
+            await stop.wait()
         pause = _FIRST_PAUSE
         while not stop.is_set():
             begun = self.position
@@ -80,6 +91,7 @@ class JsonLogWriter:
             await session.execute("LISTEN megido_feed")
             async with engine.connect() as connection:
                 self.position = await feed.position(connection, self._reader)
+            await asyncio.to_thread(self._resume)
             while not stop.is_set():
                 if not await self._round(engine):
                     # Ends early on a notification; otherwise this is the poll.
@@ -89,6 +101,13 @@ class JsonLogWriter:
         finally:
             await session.close()
             await engine.dispose()
+
+    def _resume(self) -> None:
+        # Whatever the layout is now: an earlier start may have had the other one.
+        lines = HourlyLines(self._root)
+        lines.resume(self.position)
+        lines.close()
+        self._files.resume(self.position)
 
     async def _catch_up(self, engine: AsyncEngine) -> None:
         """What was stored just before the stop, nodes that say farewell included; the next start has the rest."""
@@ -117,13 +136,16 @@ class JsonLogWriter:
                 return False
             last = batches[-1][0]
             batch_ids = [batch_id for _, batch_id in batches]
+            self._files.begin(self.position, last)
             await self._flows(connection, batch_ids)
             await self._messages(connection, batch_ids)
             await self._errors(connection, batch_ids)
             await self._auth(connection, batch_ids)
+            await asyncio.to_thread(self._files.flush)
             await feed.advance(connection, self._reader, last)
             await connection.commit()
         self.position = last
+        await asyncio.to_thread(self._files.committed)
         return True
 
     async def _flows(self, connection: AsyncConnection, batches: list[int]) -> None:
@@ -135,9 +157,11 @@ class JsonLogWriter:
 
     def _write_flows(self, flows: Sequence[StoredFlow], originals: entries.Ids) -> None:
         for flow in flows:
+            if flow.row.rank == events.Rank.STARTED and not self._files.keeps_every_state:
+                continue  # it comes again when it has ended
             with _left_out("flow", flow.row):
                 for entry in entries.flow_entries(flow, originals):
-                    self._tree.write(entry)
+                    self._files.write(entry)
         self._note(general.opened_line(flow.row) for flow in flows)
 
     async def _messages(self, connection: AsyncConnection, batches: list[int]) -> None:
@@ -147,7 +171,7 @@ class JsonLogWriter:
     def _write_messages(self, rows: Sequence[Row[Any]]) -> None:
         for row in rows:
             with _left_out("message", row):
-                self._tree.write(entries.websocket_entry(row, self._folder(row)))
+                self._files.write(entries.websocket_entry(row, self._folder(row)))
         self._note(general.closed_line(row) for row in rows)
 
     def _folder(self, row: Row[Any]) -> str:
@@ -155,7 +179,7 @@ class JsonLogWriter:
         if start is not None:
             return f"{name}_{start}"
         if name not in self._folders:
-            known = self._tree.folder_of("websockets", name)
+            known = self._files.folder_of("websockets", name)
             self._folders[name] = known or f"{name}_{int(row.occurred_at.timestamp())}"
         return self._folders[name]
 
@@ -168,7 +192,7 @@ class JsonLogWriter:
     def _write_errors(self, rows: Sequence[Row[Any]], flows: dict[uuid.UUID, int]) -> None:
         for row in rows:
             with _left_out("error", row):
-                self._tree.write(entries.error_entry(row, flows))
+                self._files.write(entries.error_entry(row, flows))
         self._note(general.error_line(row) for row in rows)
 
     async def _auth(self, connection: AsyncConnection, batches: list[int]) -> None:
@@ -179,7 +203,7 @@ class JsonLogWriter:
     def _write_auth(self, rows: Sequence[Row[Any]]) -> None:
         for row in rows:
             with _left_out("auth attempt", row):
-                self._tree.write(entries.auth_entry(row))
+                self._files.write(entries.auth_entry(row))
         self._note(general.auth_line(row) for row in rows)
 
     async def _nodes(self, connection: AsyncConnection) -> None:
@@ -199,7 +223,6 @@ class JsonLogWriter:
     def _note(self, lines: Iterable[general.Line | None]) -> None:
         found = [line for line in lines if line is not None]
         if found:
-            self._tree.make("")
             self._general.append(found)
 
     def _complain(self, error: Exception) -> None:

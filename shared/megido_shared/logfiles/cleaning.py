@@ -1,0 +1,165 @@
+"""Removing log files by age and by size. What a dry run names is what a run removes."""
+
+import os
+import stat
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from megido_shared.logfiles import folders
+from megido_shared.logfiles.reading import DAY, KINDS, hour_of
+
+SPARED = timedelta(hours=2)
+"""What was written so recently is not removed for its size: somebody is looking at it, or writing it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Unit:
+    """What goes at once: the files of one hour (UTC, `YYYYMMDDHH`) in a folder. The files of a day's folder have their
+    hours in their names; those of a WebSocket connection, which may last for days, go by when they were written."""
+
+    hour: str
+    folder: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """`kept_bytes` is what stays, in blocks on the disk like `bytes`."""
+
+    units: tuple[Unit, ...]
+    kept_bytes: int
+
+    @property
+    def files(self) -> int:
+        return sum(unit.files for unit in self.units)
+
+    @property
+    def bytes(self) -> int:
+        return sum(unit.bytes for unit in self.units)
+
+
+def plan(root: Path, *, days: int | None = None, max_bytes: int | None = None, now: datetime | None = None) -> Cleanup:
+    """What goes: days (UTC) that ended more than `days` days ago, then the oldest hours until what stays is no more
+    than `max_bytes`. None is no limit. Raises OSError; a root that is not there has nothing."""
+    now = now or datetime.now(UTC)
+    units = sorted(measure(root))
+    left = sum(unit.bytes for unit in units)
+    oldest = _day(now, days) if days is not None else ""
+    spared = f"{now - SPARED:%Y%m%d%H}"
+    gone: list[Unit] = []
+    for unit in units:
+        large = max_bytes is not None and left > max_bytes and unit.hour < spared
+        if large or unit.hour[:8] < oldest:
+            gone.append(unit)
+            left -= unit.bytes
+    return Cleanup(tuple(gone), left)
+
+
+def remove(root: Path, units: Collection[Unit]) -> Cleanup:
+    """Removes them; answers what went. Two at once, and a kill in between, are fine. Raises OSError."""
+    gone: list[Unit] = []
+    try:
+        base = folders.open_root(root)
+    except FileNotFoundError:
+        return Cleanup((), 0)
+    try:
+        for unit in units:
+            kind, _, name = unit.folder.partition("/")
+            with folders.opened(base, kind) as above:
+                if above is None:
+                    continue
+                with folders.opened(above, name) as folder:
+                    if folder is None:
+                        continue
+                    files, size = _remove(folder, unit)
+                with suppress(OSError):  # something else lies in it, or somebody was quicker
+                    os.rmdir(name, dir_fd=above)
+                gone.append(Unit(unit.hour, unit.folder, files, size))
+    finally:
+        os.close(base)
+    return Cleanup(tuple(gone), 0)
+
+
+def cleanup(log_root: Path, days: int) -> int:
+    """Removes the files of days that ended more than `days` days ago. Returns how many entries' files went."""
+    return remove(log_root, plan(log_root, days=days).units).files
+
+
+def measure(root: Path) -> Iterator[Unit]:
+    """All that could ever go, in units."""
+    try:
+        base = folders.open_root(root)
+    except FileNotFoundError:
+        return
+    try:
+        for kind in KINDS:
+            with folders.opened(base, kind) as above:
+                for name in () if above is None else folders.folders_in(above):
+                    assert above is not None
+                    with folders.opened(above, name) as folder:
+                        if folder is not None and (kind == "websockets" or DAY.fullmatch(name)):
+                            yield from _units(folder, f"{kind}/{name}")
+    finally:
+        os.close(base)
+
+
+def _day(now: datetime, days: int) -> str:
+    """The first day that stays."""
+    try:
+        return f"{now - timedelta(days=days):%Y%m%d}"
+    except OverflowError:
+        return ""
+
+
+def _units(folder: int, path: str) -> Iterator[Unit]:
+    hours: dict[str, tuple[int, int]] = {}
+    for _, hour, facts, shown in _files(folder, path):
+        files, size = hours.get(hour, (0, 0))
+        hours[hour] = (files + shown, size + facts.st_blocks * 512)
+    for hour, (files, size) in hours.items():
+        yield Unit(hour, path, files, size)
+
+
+def _remove(folder: int, unit: Unit) -> tuple[int, int]:
+    files = size = 0
+    for name, hour, facts, shown in _files(folder, unit.folder):
+        if hour != unit.hour:
+            continue
+        try:
+            os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            continue
+        files += shown
+        size += facts.st_blocks * 512
+    return files, size
+
+
+def _files(folder: int, path: str) -> Iterator[tuple[str, str, os.stat_result, bool]]:
+    """(name, hour, facts, whether it is an entry's) of the files of ours; of nothing else that lies there."""
+    day = path.rpartition("/")[2]
+    for name in folders.names(folder):
+        hour = hour_of(_plain(name))
+        facts = _facts(folder, name) if hour else None
+        if hour is None or facts is None:
+            continue
+        written = time.strftime("%Y%m%d%H", time.gmtime(facts.st_mtime))
+        yield name, day + hour if DAY.fullmatch(day) else written, facts, not name.startswith(".")
+
+
+def _plain(name: str) -> str:
+    """The name of a file that a kill left beside the one that it was to replace."""
+    return name[1:].removesuffix(".new") if name.startswith(".") else name
+
+
+def _facts(folder: int, name: str) -> os.stat_result | None:
+    """Of a file, or of a link in its place: a link is removed, and not what it leads to."""
+    try:
+        facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return None if stat.S_ISDIR(facts.st_mode) else facts
