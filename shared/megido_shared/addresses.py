@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -28,6 +29,21 @@ def _endpoint(text: str) -> Endpoint:
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"{text!r} is not HOST:PORT")
     return Endpoint(host.strip("[]") or "localhost", int(port))
+
+
+def database_endpoints(url: str) -> list[Endpoint]:
+    """The servers of a libpq or SQLAlchemy URL. A Unix socket is none."""
+    parts = urlsplit(url)
+    asked = parse_qs(parts.query)
+    servers = [server for server in parts.netloc.rpartition("@")[2].split(",") if server]
+    servers += [host for host in ",".join(asked.get("host", [])).split(",") if host and not host.startswith("/")]
+    found = []
+    for server in servers:
+        host, colon, port = server.rpartition(":")
+        if not colon or not port.isdigit():
+            host, port = server, "".join(asked.get("port", [])[:1])
+        found.append(Endpoint(host.strip("[]"), int(port) if port.isdigit() else 5432))
+    return found
 
 
 def literal(host: str) -> Address | None:

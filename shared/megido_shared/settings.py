@@ -12,6 +12,8 @@ DEFAULT_MAX_BODY_SIZE = 1_048_576
 DEFAULT_LOG_DIR = "logs/proxy"
 DEFAULT_JOURNAL_CAP = "4GiB"
 MIN_JOURNAL_CAP = 1 << 20
+METRICS_PORTS = {"capture": 9490, "replayer": 9480, "ingest": 9470, "forwarder": 9460}
+"""Of probes and metrics, by service: on loopback, unless it is told another. The API has them on its own port."""
 
 _SIZE = re.compile(r"(\d{1,18}) ?([kmgt]i?)?b?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}

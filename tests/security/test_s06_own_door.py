@@ -1,6 +1,7 @@
 """Line 6: the proxy leads nobody to Megido's own API, database, Kafka, metrics or itself, nor where it must not."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from megido.launcher.options import UpOptions
+from megido.launcher.plan import specs
 from megido_capture.access.owndoor import doors_of
 from megido_shared.addresses import Endpoint
 from megido_shared.config_fields import Invalid, check_value
@@ -15,7 +18,7 @@ from megido_shared.datadir import DataDir
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import ErrorRaised, FlowFailed
 from megido_shared.hostpatterns import HostPatterns
-from megido_shared.settings import Common
+from megido_shared.settings import METRICS_PORTS, Common
 from tests.integration.capture.harness import Proxy, capture, flows, start
 from tests.integration.capture.upstream import Upstream
 from tests.integration.capture.upstream import serving as upstream_serving
@@ -98,6 +101,31 @@ async def test_own_metrics_and_the_proxy_itself(proxy: Proxy, host: str, tunnel:
     assert len(await proxy.events()) == 2
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+@pytest.mark.parametrize("port", METRICS_PORTS.values())
+async def test_the_metrics_of_the_other_services(proxy: Proxy, host: str, port: int) -> None:
+    """Where they are unless they are told otherwise, whether anything listens there or not."""
+    assert b"own " in (answer := await ask(proxy.port, f"{host}:{port}", tunnel=True)) and b"'s metrics" in answer
+
+
+def test_the_launcher_protects_the_ports_that_it_has_chosen(tmp_path: Path) -> None:
+    """One is taken by somebody else; the database is where the user says."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # taken it is
+            stack.enter_context(socket.create_server(("127.0.0.1", METRICS_PORTS["ingest"])))
+        options = UpOptions.of(
+            data_dir=str(tmp_path), kafka="localhost:1", database_url="postgresql://u:secret@[::1]:6432/x", env={}
+        )
+        made = {spec.name: spec for spec in specs(options)}
+        ports = {name: made[name].probe_port() for name in METRICS_PORTS}
+        assert ports["ingest"] != METRICS_PORTS["ingest"]
+        proxied = made["capture"].arguments(ports["capture"])
+        replayed = made["replayer"].arguments(ports["replayer"])
+    chosen = f"--protect=127.0.0.1:{ports['ingest']}"
+    assert chosen in proxied and chosen in replayed
+    assert "--protect=[::1]:6432" in proxied and "secret" not in str(proxied)
+
+
 async def test_own_database_and_what_else_is_named(tmp_path: Path, upstream: Upstream) -> None:
     async with upstream_serving() as other:
         url = f"postgresql+psycopg://megido:pass%40word@localhost:{upstream.port}/megido"
@@ -107,6 +135,14 @@ async def test_own_database_and_what_else_is_named(tmp_path: Path, upstream: Ups
             assert b"own port" in await ask(proxy.port, f"localhost:{other.port}", tunnel=True)
             assert b"own port" in await ask(proxy.port, "127.1:9", tunnel=True)
     assert upstream.seen == other.seen == []
+
+
+METRICS = [
+    (Endpoint("localhost", 9490), "own capture's metrics"),
+    (Endpoint("localhost", 9480), "own replayer's metrics"),
+    (Endpoint("localhost", 9470), "own ingest's metrics"),
+    (Endpoint("localhost", 9460), "own forwarder's metrics"),
+]
 
 
 def test_what_is_ours() -> None:
@@ -119,11 +155,13 @@ def test_what_is_ours() -> None:
         (Endpoint("db.example", 5433), "own database"),
         (Endpoint("2001:db8::1", 6432), "own database"),
         (Endpoint("other.example", 5433), "own database"),
+        *METRICS,
         (Endpoint("a", 1), "own port"),
         (Endpoint("::1", 2), "own port"),
     ]
     assert doors_of("http://a", Common(DataDir(Path("/x")), database_url="postgresql:///x?host=/run/pg")) == [
-        (Endpoint("a", 80), "own API (api_url)")
+        (Endpoint("a", 80), "own API (api_url)"),
+        *METRICS,
     ]
     with pytest.raises(ConfigurationError, match="megido_protect"):
         doors_of("http://a", Common(DataDir(Path("/x"))), "nonsense")

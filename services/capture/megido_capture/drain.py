@@ -58,7 +58,7 @@ class Drain:
     def _is_in_use(self, client: ClientState) -> bool:
         """Closes the connection if it is not."""
         silent = self._silent_for(client.conn)
-        if _relays(self._layer_of(client.conn)):
+        if relays(self._layer_of(client.conn)):
             return silent < QUIET
         if silent >= SETTLED and self._cut(client.conn):
             self._closed.add(client.conn.id)
@@ -71,14 +71,15 @@ class Drain:
             response.headers["Connection"] = "close"
 
 
-def _relays(top: layer.Layer | None) -> bool:
-    """Whether a WebSocket or a raw tunnel is among the layers of a connection. The hooks do not tell: of a tunnel to a
-    host in `ignore_hosts` there are none."""
+def relays(top: layer.Layer | None, server: connection.Server | None = None) -> bool:
+    """Whether a WebSocket or a raw tunnel (to `server`) is among the layers of a connection. The hooks do not tell: of
+    a tunnel to a host in `ignore_hosts` there are none."""
     left = list(top.context.layers) if top is not None else []
     seen: set[int] = set()
     while left:
         found = left.pop()
-        if isinstance(found, layers.TCPLayer | layers.WebsocketLayer):
+        is_relay = isinstance(found, layers.TCPLayer | layers.WebsocketLayer)
+        if is_relay and (server is None or found.context.server is server):
             return True
         if isinstance(found, layers.HttpLayer) and id(found) not in seen:
             seen.add(id(found))

@@ -20,6 +20,7 @@ from megido_capture.access.authentication import Access
 from megido_capture.access.closed import Closed
 from megido_capture.access.farewell import Farewell, cut
 from megido_capture.access.gate import AddressGate
+from megido_capture.access.openroutes import OpenRoutes
 from megido_capture.access.owndoor import OwnDoor, doors_of
 from megido_capture.cache.switch import Cache
 from megido_capture.configuration.lastgood import LastKnownGood
@@ -27,7 +28,7 @@ from megido_capture.configuration.live import LiveConfiguration, Start
 from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.configuration.source import ConfigSource
 from megido_capture.counters import Counters
-from megido_capture.drain import Drain
+from megido_capture.drain import Drain, relays
 from megido_capture.heartbeat import Config, Figures, Heartbeat
 from megido_capture.limits.clients import Limits
 from megido_capture.limits.server_deadlines import Timeouts
@@ -178,6 +179,14 @@ class Node:
             self.counters,
             listening=lambda: [Endpoint(host or "localhost", port) for host, port, *_ in proxyserver.listen_addrs()],
             refuse=self._refuse_server,
+            routes=OpenRoutes(
+                self.registry,
+                self.counters,
+                note=self.connections.note,
+                relays=lambda client, server: relays(self._layer_of(client), server),
+                cut_server=self._cut,
+                cut_client=partial(cut, self._transport, why="destination blocked"),
+            ),
         )
         self.limits = Limits(
             settings, self.registry, self.connections, self.counters, farewell=farewell, workers=place.workers

@@ -25,9 +25,9 @@ from megido_shared.db import migrate
 from megido_shared.db.connect import hide_password, parse_url
 from megido_shared.errors import ConfigurationError, Unavailable
 from megido_shared.ops import OpsServer
-from megido_shared.settings import DEFAULT_LOG_DIR, Common, common_from_env
+from megido_shared.settings import DEFAULT_LOG_DIR, METRICS_PORTS, Common, common_from_env
 
-DEFAULT_METRICS_PORT = 9470
+DEFAULT_METRICS_PORT = METRICS_PORTS["ingest"]
 STOP_S = 11.0
 """A stop that takes longer is cut off: whatever is not committed is still on the bus."""
 _RETRY_S = 1.0

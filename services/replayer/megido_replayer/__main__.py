@@ -31,10 +31,17 @@ from megido_shared.db.connect import create_engine, parse_url
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer
 from megido_shared.service import guard, setup_logging, stop_on_signals
-from megido_shared.settings import DEFAULT_JOURNAL_CAP, MIN_JOURNAL_CAP, Common, common_from_env, parse_size
+from megido_shared.settings import (
+    DEFAULT_JOURNAL_CAP,
+    METRICS_PORTS,
+    MIN_JOURNAL_CAP,
+    Common,
+    common_from_env,
+    parse_size,
+)
 
 _log = logging.getLogger(__name__)
-_OWN_BY_DEFAULT = "localhost:8000,localhost:8080,localhost:9470,localhost:9490"
+_OWN_BY_DEFAULT = ",".join(f"localhost:{port}" for port in (8000, 8080, *METRICS_PORTS.values()))
 _CLOSE_S = 1.0
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from megido_replayer.addresses import Endpoint
 from megido_shared.bus.local.journal import DEFAULT_CAP_BYTES
-from megido_shared.settings import Common
+from megido_shared.settings import METRICS_PORTS, Common
 
-DEFAULT_METRICS_PORT = 9480
+DEFAULT_METRICS_PORT = METRICS_PORTS["replayer"]
 DEFAULT_MAX_BODY_SIZE = 1 << 20
 
 

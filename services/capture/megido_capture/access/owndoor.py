@@ -10,17 +10,18 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from socket import SOCK_STREAM
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from mitmproxy import connection, http
 from mitmproxy.proxy import mode_specs, server_hooks
 
+from megido_capture.access.openroutes import OpenRoutes
 from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.counters import Counters
-from megido_shared.addresses import Address, Endpoint, innermost, is_here, literal, parse_endpoints
+from megido_shared.addresses import Address, Endpoint, database_endpoints, innermost, is_here, literal, parse_endpoints
 from megido_shared.errors import ConfigurationError
 from megido_shared.hostpatterns import HostPatterns, plain
-from megido_shared.settings import Common
+from megido_shared.settings import METRICS_PORTS, Common
 
 RESOLVE_SECONDS = 5.0
 REMEMBER_SECONDS = 30.0
@@ -44,17 +45,22 @@ class OwnDoor:
         *,
         listening: Callable[[], Iterable[Endpoint]],
         refuse: Refuse,
+        routes: OpenRoutes,
     ) -> None:
         self._own = [(Endpoint(plain(door.host), door.port), what) for door, what in own]
         self._listening = listening
         self._refuse = refuse
+        self._routes = routes
         self._counters = counters
         self._addresses: dict[str, tuple[float, frozenset[Address]]] = {}
         self._blocked = HostPatterns(settings.blocked_destinations)
 
     def apply(self, settings: CaptureSettings) -> None:
-        """For the connections that are made from now on."""
-        self._blocked = HostPatterns(settings.blocked_destinations)
+        """For the connections that are made from now on, and for those that are open."""
+        blocked = HostPatterns(settings.blocked_destinations)
+        self._blocked = blocked
+        if not blocked.empty:
+            self._routes.end(self._why_not, self._why_not_named)
 
     def protect(self, door: Endpoint, what: str) -> None:
         self._own.append((door, what))
@@ -65,7 +71,7 @@ class OwnDoor:
             return None
         try:
             host, port = plain(data.server.address[0]), data.server.address[1]
-            doors, blocked = self._doors(port), self._blocked_for(data)
+            doors, blocked = self._doors(port), self._blocked_for(data.client, data.server)
             if not doors and blocked is None:
                 return None
             if why := self._by_name(host, port, doors, blocked):
@@ -82,17 +88,22 @@ class OwnDoor:
             return
         try:
             port = data.server.address[1]
-            doors, blocked = self._doors(port), self._blocked_for(data)
-            if not doors and blocked is None:
-                return
-            address = literal(data.server.peername[0])
-            why = _UNCHECKED if address is None else self._judge(_shown(data), port, address, doors, blocked)
+            doors, blocked = self._doors(port), self._blocked_for(data.client, data.server)
+            why = "" if not doors and blocked is None else self._by_peer(data.server, doors, blocked)
             if why:
                 self._counters["refused_destinations"] += 1
                 self._refuse(data.client, data.server, why)
+            else:
+                self._routes.opened(data.client, data.server)
         except Exception as error:  # noqa: BLE001 - fail closed
             self._counters.hook_failed("own_door", error)
             self._refuse(data.client, data.server, _UNCHECKED)
+
+    def server_disconnected(self, data: server_hooks.ServerConnectionHookData) -> None:
+        self._routes.server_gone(data.client, data.server)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        self._routes.client_gone(client)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         self._check_chained(flow)
@@ -106,10 +117,9 @@ class OwnDoor:
             return
         try:
             host, port = plain(flow.request.data.host), flow.request.data.port
-            doors = self._doors(port)
-            why = self._by_name(host, port, doors, self._blocked)
-            if not why and (address := _spelled(host)) is not None:
-                why = self._judge(f"{host}:{port}", port, address, doors, self._blocked)
+            why = self._by_what_is_told(host, port, self._doors(port))
+            if not why:
+                self._routes.chained(flow.client_conn, (host, port))
         except Exception as error:  # noqa: BLE001 - fail closed
             self._counters.hook_failed("own_door", error)
             why = _UNCHECKED
@@ -117,14 +127,44 @@ class OwnDoor:
             self._counters["refused_destinations"] += 1
             flow.response = http.Response.make(HTTPStatus.FORBIDDEN, f"{why}\n", {"Content-Type": "text/plain"})
 
+    def _why_not(self, client: connection.Client, server: connection.Server) -> str:
+        """Of a connection that is open."""
+        blocked = self._blocked_for(client, server)
+        if server.address is None or blocked is None:
+            return ""
+        try:
+            found = self._by_name(plain(server.address[0]), server.address[1], [], blocked)
+            return found or self._by_peer(server, [], blocked)
+        except Exception as error:  # noqa: BLE001 - fail closed
+            self._counters.hook_failed("own_door", error)
+            return _UNCHECKED
+
+    def _why_not_named(self, _: connection.Client, place: tuple[str, int]) -> str:
+        return self._by_what_is_told(*place, [])
+
+    def _by_what_is_told(self, host: str, port: int, doors: list[tuple[Endpoint, str]]) -> str:
+        why = self._by_name(host, port, doors, self._blocked)
+        if not why and (address := _spelled(host)) is not None:
+            why = self._judge(f"{host}:{port}", port, address, doors, self._blocked)
+        return why
+
+    def _by_peer(
+        self, server: connection.Server, doors: list[tuple[Endpoint, str]], blocked: HostPatterns | None
+    ) -> str:
+        assert server.address is not None
+        address = literal(server.peername[0]) if server.peername else None
+        if address is None:
+            return _UNCHECKED
+        return self._judge(_shown(server), server.address[1], address, doors, blocked)
+
     def _doors(self, port: int) -> list[tuple[Endpoint, str]]:
         own = [(door, what) for door, what in self._own if door.port == port]
         return own + [(door, "own listener") for door in self._listening() if door.port == port]
 
-    def _blocked_for(self, data: server_hooks.ServerConnectionHookData) -> HostPatterns | None:
+    def _blocked_for(self, client: connection.Client, server: connection.Server) -> HostPatterns | None:
         """What is blocked for clients; the proxy behind this one is the operator's own choice."""
-        mode = data.client.proxy_mode
-        is_chained = isinstance(mode, mode_specs.UpstreamMode) and data.server.address == mode.address
+        mode = client.proxy_mode
+        is_chained = isinstance(mode, mode_specs.UpstreamMode) and server.address == mode.address
         return None if self._blocked.empty or is_chained else self._blocked
 
     def _by_name(self, host: str, port: int, doors: list[tuple[Endpoint, str]], blocked: HostPatterns | None) -> str:
@@ -153,7 +193,7 @@ class OwnDoor:
             else:
                 return
             for address in addresses:
-                if why := self._judge(_shown(data), port, address, doors, blocked):
+                if why := self._judge(_shown(data.server), port, address, doors, blocked):
                     self._stop(data, why)
                     return
         except Exception as error:  # noqa: BLE001 - fail closed
@@ -193,33 +233,20 @@ class OwnDoor:
 
 
 def doors_of(api_url: str, common: Common, protect: str = "") -> list[tuple[Endpoint, str]]:
-    """Our own endpoints, as far as a node knows them. Raises ConfigurationError on a `protect` that names none."""
+    """Our own endpoints, as far as a node knows them, and where services have their metrics unless they are told
+    otherwise. Raises ConfigurationError on a `protect` that names none."""
     url = urlsplit(api_url)
     doors = [(Endpoint(url.hostname or "", url.port or (443 if url.scheme == "https" else 80)), "own API (api_url)")]
     for server in common.kafka.split(",") if common.kafka else ():
         host, _, port = server.strip().rpartition(":")
         if port.isdigit():
             doors.append((Endpoint(host.strip("[]"), int(port)), "own Kafka"))
-    doors += [(door, "own database") for door in _database(common.database_url)]
+    doors += [(door, "own database") for door in database_endpoints(common.database_url)]
+    doors += [(Endpoint("localhost", port), f"own {service}'s metrics") for service, port in METRICS_PORTS.items()]
     try:
         return doors + [(door, "own port") for door in parse_endpoints(protect)]
     except ValueError as error:
         raise ConfigurationError(f"megido_protect: {error}") from None
-
-
-def _database(url: str) -> list[Endpoint]:
-    """Of a libpq or SQLAlchemy URL. One with a Unix socket has none."""
-    parts = urlsplit(url)
-    asked = parse_qs(parts.query)
-    servers = [server for server in parts.netloc.rpartition("@")[2].split(",") if server]
-    servers += [host for host in ",".join(asked.get("host", [])).split(",") if host and not host.startswith("/")]
-    found = []
-    for server in servers:
-        host, colon, port = server.rpartition(":")
-        if not colon or not port.isdigit():
-            host, port = server, "".join(asked.get("port", [])[:1])
-        found.append(Endpoint(host.strip("[]"), int(port) if port.isdigit() else 5432))
-    return found
 
 
 def _spelled(host: str) -> Address | None:
@@ -237,8 +264,8 @@ async def _resolve(host: str) -> frozenset[Address]:
     return frozenset(address for *_, peer in found if (address := literal(str(peer[0]))) is not None)
 
 
-def _shown(data: server_hooks.ServerConnectionHookData) -> str:
-    host, port = data.server.address or ("", 0)
+def _shown(server: connection.Server) -> str:
+    host, port = server.address or ("", 0)
     return f"{host}:{port}"
 
 

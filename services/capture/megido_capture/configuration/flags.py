@@ -5,8 +5,9 @@ import argparse
 from typing import Any
 
 from megido_capture.configuration.settings import JOURNAL_POLICIES, NAMES, CaptureSettings
+from megido_shared.settings import METRICS_PORTS
 
-METRICS_PORT = 9490
+METRICS_PORT = METRICS_PORTS["capture"]
 MAX_WORKERS = 64
 """More than a machine has use for: each takes about 100 MB."""
 _METAVAR = {"api_url": "URL", "journal_cap": "SIZE"}

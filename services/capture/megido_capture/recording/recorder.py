@@ -84,8 +84,9 @@ class Recorder:
 
     @contained
     def response(self, flow: http.HTTPFlow) -> None:
-        if _ends_with_the_connection(flow) and self._was_reset(flow) and (state := self._ended(flow)) is not None:
-            self._fail(state, Failure(ErrorType.CONNECTION_RESET, "the server reset the connection within the body"))
+        why = self._why_broken(flow) if _ends_with_the_connection(flow) else None
+        if why is not None and (state := self._ended(flow)) is not None:
+            self._fail(state, why)
         else:
             self.complete(flow)
 
@@ -275,12 +276,18 @@ class Recorder:
             state.request_tee(request_part)
         return request or request_part, response or response_part
 
-    def _was_reset(self, flow: http.HTTPFlow) -> bool:
+    def _why_broken(self, flow: http.HTTPFlow) -> Failure | None:
+        """Why a body without a length did not come to its end: mitmproxy takes every end of the connection for it."""
+        state = self._registry.flows.get(flow.id)
+        if state is not None and state.cut is not None:
+            return failure("", state.cut)
         try:
-            return self.was_reset(flow)
+            reset = self.was_reset(flow)
         except Exception as error:  # noqa: BLE001 - counted; the flow is recorded
             self.counters.hook_failed("was_reset", error)
-            return False
+            return None
+        message = "the server reset the connection within the body"
+        return Failure(ErrorType.CONNECTION_RESET, message) if reset else None
 
     def _noted(self, state: FlowState, message: str) -> Cause | None:
         """What a connection hook noted about this flow's upstream, if its failure is why the flow ended."""
