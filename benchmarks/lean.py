@@ -5,11 +5,10 @@ Only what `benchmarks.capture` compares with; not a way to run a proxy.
 
 import argparse
 import asyncio
-import gc
 import logging
 import sys
 
-from megido_capture.__main__ import BUSY_OBJECTS
+from megido_capture.__main__ import collect_seldom
 from megido_capture.addon import MegidoAddon
 from megido_capture.master import CaptureMaster
 from megido_shared.service import stop_on_signals
@@ -29,9 +28,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"proxy on 127.0.0.1:{master.proxyserver.listen_addrs()[0][1]}, metrics on nowhere:0\n")
         sys.stdout.flush()
 
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(BUSY_OBJECTS, 20, 100)
+    collect_seldom()
     await master.serve(stop, ready)
 
 

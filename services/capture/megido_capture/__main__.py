@@ -122,14 +122,18 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: 
             _announce(node.listening(), f"node {node.journal.node}", trusted, metrics_port)
 
     try:
-        # Until here everything made stays: collections need not look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(BUSY_OBJECTS, 10, 10)
+        collect_seldom()
         await master.serve(stop, serving)
     finally:
         if ops is not None:
             ops.close()
+
+
+def collect_seldom() -> None:
+    """To be called before the first client: what was made until then stays, and collections need not look at it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(BUSY_OBJECTS, 10, 10)
 
 
 def _configure(master: CaptureMaster, arguments: argparse.Namespace, modes: list[str]) -> None:
