@@ -356,6 +356,51 @@ config_changes = Table(
 )
 """Append-only."""
 
+flow_pins = Table(
+    "flow_pins",
+    metadata,
+    Column("flow_id", Uuid, primary_key=True),
+    Column("pinned_by", Text, nullable=False),
+    Column("pinned_at", _time, nullable=False),
+)
+"""Flows that retention leaves alone, with all that belongs to them."""
+
+retention_policy = Table(
+    "retention_policy",
+    metadata,
+    Column("only_row", Boolean, primary_key=True),
+    Column("days", Integer, nullable=False, comment="0 is no limit, here and below"),
+    Column("max_bytes", BigInteger, nullable=False),
+    Column("log_days", Integer, nullable=False),
+    Column("log_max_bytes", BigInteger, nullable=False),
+    Column("every_minutes", Integer, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", _time, nullable=False),
+)
+
+retention_changes = Table(
+    "retention_changes",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("changes", JSONB, nullable=False, comment="field: {old, new}"),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", _time, nullable=False),
+)
+"""Append-only."""
+
+retention_runs = Table(
+    "retention_runs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("state", Text, nullable=False, comment="queued, running, done, failed"),
+    Column("dry_run", Boolean, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", _time, nullable=False),
+    Column("finished_at", _time),
+    Column("report", JSONB, nullable=False, comment="megido_shared.retention.Report; grows with the run"),
+    Column("error", Text, nullable=False),
+)
+
 replay_jobs = Table(
     "replay_jobs",
     metadata,

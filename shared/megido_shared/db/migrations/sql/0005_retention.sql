@@ -1,0 +1,132 @@
+-- Retention: what is kept for how long, what stays all the same, and what was removed when and for whom.
+
+CREATE TABLE flow_pins (
+    flow_id uuid NOT NULL PRIMARY KEY,
+    pinned_by text NOT NULL,
+    pinned_at timestamptz NOT NULL
+);
+
+-- One row, made by the first change. 0 is no limit.
+CREATE TABLE retention_policy (
+    only_row boolean NOT NULL PRIMARY KEY CHECK (only_row),
+    days integer NOT NULL,
+    max_bytes bigint NOT NULL,
+    log_days integer NOT NULL,
+    log_max_bytes bigint NOT NULL,
+    every_minutes integer NOT NULL,
+    changed_by text NOT NULL,
+    changed_at timestamptz NOT NULL
+);
+
+-- Append-only.
+CREATE TABLE retention_changes (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    changes jsonb NOT NULL,
+    changed_by text NOT NULL,
+    changed_at timestamptz NOT NULL
+);
+
+-- Every run that somebody asked for, and every scheduled one that removed something or failed.
+CREATE TABLE retention_runs (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    state text COLLATE "C" NOT NULL,
+    dry_run boolean NOT NULL,
+    requested_by text NOT NULL,
+    requested_at timestamptz NOT NULL,
+    finished_at timestamptz,
+    report jsonb NOT NULL,
+    error text NOT NULL
+);
+CREATE INDEX retention_runs_open ON retention_runs (id) WHERE state IN ('queued', 'running');
+
+-- The partitions of the event tables with their day, and which rows of each stay because a flow is pinned: those with
+-- its id, and of the bodies those that it names. A table that is added with one of these columns is covered.
+CREATE FUNCTION day_leaves() RETURNS TABLE (day date, parent name, leaf name, leaf_id oid, kept text)
+LANGUAGE sql STABLE
+AS $$
+    SELECT to_date(right(c.relname, 8), 'YYYYMMDD'), p.relname, c.relname, c.oid,
+        CASE
+            WHEN a.names @> '{flow_id}' THEN 't.flow_id IN (SELECT k.flow_id FROM flow_pins AS k)'
+            WHEN a.names @> '{day,sha256}' THEN
+                't.sha256 IN (SELECT unnest(ARRAY[f.request_body_key, f.response_body_key]) FROM flows AS f'
+                || ' JOIN flow_pins AS k USING (flow_id)'
+                || format(' WHERE f.flow_id >= day_floor(%L) AND f.flow_id < day_floor(%L))',
+                          to_date(right(c.relname, 8), 'YYYYMMDD'), to_date(right(c.relname, 8), 'YYYYMMDD') + 1)
+            ELSE 'false'
+        END
+    FROM pg_inherits AS i
+    JOIN pg_class AS c ON c.oid = i.inhrelid
+    JOIN pg_class AS p ON p.oid = i.inhparent
+    CROSS JOIN LATERAL (
+        SELECT array_agg(attname::text) AS names FROM pg_attribute
+        WHERE attrelid = p.oid AND attnum > 0 AND NOT attisdropped
+    ) AS a
+    WHERE p.relkind = 'p' AND c.relkind = 'r' AND pg_table_is_visible(c.oid)
+        AND c.relname = p.relname || '_' || right(c.relname, 8) AND right(c.relname, 8) ~ '^\d{8}$'
+    ORDER BY 1, 2
+$$;
+
+-- Removes a day's rows, but for what pinned flows need, and notes it in the run: all of it or nothing. Called on its own,
+-- so that its locks are never held by a stopped client. They are the partitions' alone: who reads or writes other days
+-- waits for an unlucky reader's 200 ms, and then the attempt ends, to be made again.
+-- The rows stay in no rollup twice: triggers stand on the parents, and what is put back is put into the partition.
+CREATE FUNCTION retire_day(retired date, run bigint, noted jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms'
+AS $$
+DECLARE
+    one record;
+    pinned boolean;
+BEGIN
+    IF retired >= (now() AT TIME ZONE 'UTC')::date - 1 THEN
+        RAISE EXCEPTION 'retire_day: % is not over for long enough', retired;
+    END IF;
+    -- Who pins a flow has done so before, or waits and finds it gone.
+    LOCK TABLE flow_pins IN SHARE MODE;
+    FOR one IN SELECT l.leaf FROM day_leaves() AS l WHERE l.day = retired LOOP
+        EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', one.leaf);
+    END LOOP;
+    pinned := EXISTS (SELECT FROM flow_pins);
+    FOR one IN SELECT l.* FROM day_leaves() AS l WHERE l.day = retired AND l.kept <> 'false' AND pinned LOOP
+        EXECUTE format('CREATE TEMPORARY TABLE %I ON COMMIT DROP AS SELECT t.* FROM %I AS t WHERE %s',
+                       'kept_' || one.leaf, one.leaf, one.kept);
+    END LOOP;
+    FOR one IN SELECT l.* FROM day_leaves() AS l WHERE l.day = retired LOOP
+        EXECUTE format('TRUNCATE %I', one.leaf);
+        IF pinned AND one.kept <> 'false' THEN
+            EXECUTE format('INSERT INTO %I SELECT * FROM %I', one.leaf, 'kept_' || one.leaf);
+        END IF;
+    END LOOP;
+    UPDATE retention_runs SET report = jsonb_set(report, '{days}', report -> 'days' || noted) WHERE id = run;
+END
+$$;
+
+-- Drops a day's partitions when all are empty; answers whether it did. The parents are locked, in the order of every
+-- other statement (parent, then partition), for no longer than 100 ms.
+CREATE FUNCTION drop_empty_day(dropped date) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    one record;
+    filled boolean;
+BEGIN
+    IF dropped >= (now() AT TIME ZONE 'UTC')::date - 1 THEN
+        RETURN false;
+    END IF;
+    FOR one IN SELECT l.* FROM day_leaves() AS l WHERE l.day = dropped LOOP
+        EXECUTE format('SELECT EXISTS (SELECT FROM %I)', one.leaf) INTO filled;
+        IF filled THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    PERFORM pg_advisory_xact_lock(hashtext('megido.partitions'));
+    FOR one IN SELECT l.* FROM day_leaves() AS l WHERE l.day = dropped LOOP
+        EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', one.parent);
+        EXECUTE format('SELECT EXISTS (SELECT FROM %I)', one.leaf) INTO filled;
+        IF filled THEN
+            RAISE EXCEPTION 'drop_empty_day: rows of % came meanwhile', dropped USING ERRCODE = 'lock_not_available';
+        END IF;
+        EXECUTE format('DROP TABLE %I', one.leaf);
+    END LOOP;
+    RETURN true;
+END
+$$;
