@@ -63,7 +63,7 @@ async def inside(data_dir: Path, **options: Any) -> AsyncIterator[Inside]:
     try:
         yield Inside(node, data_dir, int(node.listening().rpartition(":")[2]))
     finally:
-        node.registry.flows.clear()  # what a test leaves open is not waited for
+        node.parts.registry.flows.clear()  # what a test leaves open is not waited for
         stop.set()
         await serving
         atexit.unregister(node.journal.close)

@@ -10,8 +10,8 @@ from megido_shared.addresses import Endpoint, database_endpoints
 from megido_shared.settings import METRICS_PORTS
 
 CAPTURE, REPLAYER, FORWARDER, INGEST, API = "capture", "replayer", "forwarder", "ingest", "api"
-STOP_ORDER = (CAPTURE, REPLAYER, FORWARDER, INGEST, API)
-"""What makes events, what carries them, what stores them, what shows them; Postgres last."""
+STOP_ORDER = ((CAPTURE, REPLAYER), (FORWARDER,), (INGEST, API))
+"""What makes events, what carries them, what stores and shows them, each together; Postgres last."""
 
 
 LAGS = {FORWARDER: "megido_forwarder_lag_", INGEST: "megido_ingest_lag_"}

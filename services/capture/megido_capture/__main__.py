@@ -18,6 +18,7 @@ from megido_capture.configuration.flags import options_of, parser
 from megido_capture.limits.openfiles import raise_open_files
 from megido_capture.logtext import bound_logs
 from megido_capture.master import CaptureMaster
+from megido_capture.stopping import LAST_RESORT, STOP, of_worker
 from megido_capture.workers.figures import GroupFigures
 from megido_capture.workers.group import Group
 from megido_capture.workers.plan import planned
@@ -27,9 +28,6 @@ from megido_shared.addresses import Endpoint
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer, Ready
 from megido_shared.service import guard, setup_logging, stop_on_signals
-
-LAST_RESORT = 14.4
-"""Seconds after SIGTERM at which the process ends whatever is left: all that had to be written is in the journal."""
 
 BUSY_OBJECTS = 10_000
 """Young objects between two collections of the garbage collector. On the fast path flows and connections are freed by
@@ -67,7 +65,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 async def _serve_group(argv: list[str], arguments: argparse.Namespace, env: Mapping[str, str]) -> None:
-    stop = stop_on_signals()
+    stop = stop_on_signals("megido capture", STOP + LAST_RESORT)
     modes = arguments.mode or ["regular"]
     _check_modes(modes)
     reserved = reserve(modes, arguments.listen_host, arguments.listen_port)
@@ -75,7 +73,8 @@ async def _serve_group(argv: list[str], arguments: argparse.Namespace, env: Mapp
     registry = CollectorRegistry()
     registry.register(GroupFigures(group))
     ops = _ops(registry, group.missing, arguments.metrics_port)
-    share = Share(arguments.workers, reserved.modes, reserved.listen_port, ops.port)
+    stop_seconds = of_worker(forwarder=arguments.forwarder)
+    share = Share(arguments.workers, reserved.modes, reserved.listen_port, ops.port, stop_seconds)
 
     def announce(serving: list[Serving]) -> None:
         nodes = ", ".join(worker.node for worker in serving)
@@ -90,13 +89,14 @@ async def _serve_group(argv: list[str], arguments: argparse.Namespace, env: Mapp
 
 async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: Parent | None = None) -> None:
     """`parent` is of a worker: it is told instead of whoever reads our output, and it shows our metrics."""
+    stop_seconds = parent.share.stop_seconds if parent is not None else STOP
     # A name that is being resolved holds a thread, which nothing ends and the interpreter would wait for.
-    stop = stop_on_signals("megido capture", LAST_RESORT)
+    stop = stop_on_signals("megido capture", stop_seconds + LAST_RESORT)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     modes = arguments.mode or ["regular"]
     _check_modes(modes)
     workers = parent.share.workers if parent is not None else 1
-    addon = MegidoAddon(env, hosted=False, workers=workers)
+    addon = MegidoAddon(env, hosted=False, workers=workers, stop_seconds=stop_seconds)
     master = CaptureMaster(addon, modes, fast=arguments.fastpath)
     _configure(master, arguments, modes)
     missing: list[str] = ["the proxy does not listen yet"]
@@ -110,7 +110,7 @@ async def _serve(arguments: argparse.Namespace, env: Mapping[str, str], parent: 
     else:
         ops = _ops(registry, lambda: missing, arguments.metrics_port)
         metrics_port = ops.port
-    addon.node.own_door.protect(Endpoint("localhost", metrics_port), "own metrics")
+    addon.node.parts.own_door.protect(Endpoint("localhost", metrics_port), "own metrics")
 
     def serving() -> None:
         missing.clear()

@@ -1,5 +1,6 @@
 """The addon that mitmdump, mitmproxy, mitmweb and our own master load: options, and a node made from them."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from megido_capture.access.authentication import check_listeners
 from megido_capture.configuration.live import Start
 from megido_capture.configuration.settings import CONFIGURED, NAMES, CaptureSettings, defaults_from_env, option_of
 from megido_capture.node import Node, Place
+from megido_capture.stopping import STOP, Budget
 from megido_shared.config_fields import FIELDS
 from megido_shared.errors import ConfigurationError, MegidoError
 from megido_shared.settings import common_from_env
@@ -52,12 +54,21 @@ class MegidoAddon:
 
     name = "megido"
 
-    def __init__(self, env: Mapping[str, str] = os.environ, *, hosted: bool = True, workers: int = 1) -> None:
+    def __init__(
+        self,
+        env: Mapping[str, str] = os.environ,
+        *,
+        hosted: bool = True,
+        workers: int = 1,
+        stop_seconds: float = STOP,
+    ) -> None:
         self.node: Node | None = None
         self.addons: list[Any] = []
         self._env = env
         self._hosted = hosted
         self._workers = workers
+        self._stop_seconds = stop_seconds
+        self._stop: Budget | None = None
         self._rebind = False
         self._begun = False
         self._fixed: dict[str, Any] = {}
@@ -108,6 +119,7 @@ class MegidoAddon:
             loopback_only=self._rebind,
             workers=self._workers,
             protect=options.megido_protect or self._env.get("MEGIDO_PROTECT", ""),
+            stop_seconds=self._stop_seconds,
         )
         proxyserver = ctx.master.addons.get("proxyserver")
         assert isinstance(proxyserver, Proxyserver)
@@ -134,19 +146,31 @@ class MegidoAddon:
             ctx.options.update(mode=[_on_loopback(mode, ctx.options.listen_port) for mode in ctx.options.mode])
         self.node.start()
 
+    def begin_stop(self) -> Budget | None:
+        """From now on its seconds count. None: there is nothing to stop."""
+        if self.node is not None and self._stop is None:
+            self._stop = self.node.budget()
+        return self._stop
+
     async def end_connections(self) -> None:
         """Nobody new is served, and who is idle is let go."""
         if self.node is not None:
             await self.node.end_connections()
             self.addons = self.node.addons
 
+    async def drain(self, budget: Budget, hurry: asyncio.Event | None = None) -> None:
+        """See `Node.drain`."""
+        if self.node is not None:
+            await self.node.drain(budget, hurry)
+
     async def done(self) -> None:
-        if self.node is not None and self._hosted:
+        budget = self.begin_stop()
+        if budget is not None and self._hosted:
             await self.end_connections()
-            await self.node.drain()
+            await self.drain(budget)
         node, self.node = self.node, None
-        if node is not None:
-            await node.stop()
+        if node is not None and budget is not None:
+            await node.stop(budget)
 
     def _defaults(self) -> dict[str, Any]:
         try:
@@ -188,7 +212,7 @@ class MegidoAddon:
         """Raises ConfigurationError on settings that would open or close the listeners wrongly."""
         options = ctx.options
         check_listeners(settings, options.mode, options.listen_host)
-        if self.node is not None and not self.node.gate.loopback_only and not settings.auth_required:
+        if self.node is not None and not self.node.parts.gate.loopback_only and not settings.auth_required:
             # Only the listeners of the start are bound to loopback by us.
             check_listeners(settings, options.mode, options.listen_host or "0.0.0.0")  # noqa: S104
 

@@ -122,8 +122,8 @@ class CaptureMaster(master.Master):
 
     async def serve(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Listens, calls `ready`, and serves until `stop`; then no connection is accepted any more, idle ones are
-        closed, and what is in use gets ten seconds to end, unless a second signal comes. Raises ConfigurationError when
-        a port cannot be bound."""
+        closed, and what is in use gets its time to end (`stopping`), unless a second signal comes. Raises
+        ConfigurationError when a port cannot be bound."""
         with (
             asyncio_utils.install_exception_handler(self._asyncio_exception_handler),
             asyncio_utils.set_eager_task_factory(),
@@ -135,12 +135,15 @@ class CaptureMaster(master.Master):
                 await self.running()
                 ready()
                 await stop.wait()
-                if self.capture.node is not None:
-                    await self.capture.end_connections()
-                    self.dispatcher.forget()
-                    await self.capture.node.drain(hurry=_second_signal())
+                await self._drain(_second_signal())
             finally:
                 await self.done()
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        if (budget := self.capture.begin_stop()) is not None:
+            await self.capture.end_connections()
+            self.dispatcher.forget()
+            await self.capture.drain(budget, hurry)
 
     def _why_not_listening(self) -> str:
         for found in self.proxyserver.servers:

@@ -70,7 +70,7 @@ async def origin() -> AsyncIterator[Origin]:
 async def proxy(tmp_path: Path) -> AsyncIterator[Inside]:
     async with inside(tmp_path / "data", cache_enabled=True) as found:
         yield found
-        assert not [name for name in found.node.counters if name.startswith("hook_errors")]
+        assert not [name for name in found.node.parts.counters if name.startswith("hook_errors")]
 
 
 async def get(proxy: Any, url: str, *arguments: str) -> tuple[dict[str, str], bytes]:
@@ -97,7 +97,7 @@ async def test_a_fresh_response_comes_from_memory_and_says_so(proxy: Inside, ori
     fetched, hit = flows(found)
     assert (fetched.cached, hit.cached) == (False, True) and body(found, hit) == PNG
     assert hit.response.status == 200 and hit.server.ip == ""
-    counters = proxy.node.counters
+    counters = proxy.node.parts.counters
     assert (counters["cache_misses"], counters["cache_stored"], counters["cache_hits"]) == (1, 1, 1)
 
 
@@ -117,7 +117,7 @@ async def test_a_stale_one_is_asked_about_and_freshened_by_304(proxy: Inside, or
     fetched, revalidated, hit = flows(await proxy.events())
     assert [flow.cached for flow in (fetched, revalidated, hit)] == [False, True, True]
     assert b"If-None-Match" not in dict(unpack_headers(revalidated.request.headers))
-    assert proxy.node.counters["cache_revalidated"] == 1
+    assert proxy.node.parts.counters["cache_revalidated"] == 1
 
 
 async def test_a_stale_one_is_replaced_by_200(proxy: Inside, origin: Origin) -> None:
@@ -314,7 +314,7 @@ async def test_requests_that_go_to_the_origin(proxy: Inside, origin: Origin, arg
     origin.answers = [reply(FRESH)]
     await get(proxy, origin.url())
     await get(proxy, origin.url(), *arguments)
-    assert len(origin.asked) == 2 and proxy.node.counters["cache_hits"] == 0
+    assert len(origin.asked) == 2 and proxy.node.parts.counters["cache_hits"] == 0
 
 
 @pytest.mark.parametrize(("status", "asked"), [("200 OK", 3), ("500 Broken", 2)])
@@ -362,7 +362,7 @@ async def test_access_control_stands_before_it(tmp_path: Path, origin: Origin) -
         for _ in range(2):
             assert (await get(proxy, origin.url(), "--proxy-user", "me:letmein"))[1] == PNG
         assert (await get(proxy, origin.url()))[0]["status"] == "407"
-        assert proxy.node.counters["cache_hits"] == 1 and len(origin.asked) == 1
+        assert proxy.node.parts.counters["cache_hits"] == 1 and len(origin.asked) == 1
 
 
 async def test_what_a_payload_rule_changed_passes_it_by(proxy: Inside, origin: Origin) -> None:
@@ -376,10 +376,10 @@ async def test_what_a_payload_rule_changed_passes_it_by(proxy: Inside, origin: O
         injection_point="X-User",
         payload_content="1",
     )
-    proxy.node.rule_set.replace([rule])
+    proxy.node.parts.rule_set.replace([rule])
     for _ in range(2):
         await get(proxy, origin.url())
-    assert len(origin.asked) == 3 and proxy.node.counters["cache_hits"] == 0
+    assert len(origin.asked) == 3 and proxy.node.parts.counters["cache_hits"] == 0
 
 
 @pytest.mark.parametrize("flag", ["--http1.1", "--http2"])

@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from megido_capture.node import DRAIN
+from megido_capture.stopping import DRAIN_SECONDS, Budget
 from megido_shared.events import FlowInterrupted, FlowStarted, WebSocketMessage
 from tests.integration.capture.harness import Proxy, body, capture, flows, read_events, until
 from tests.integration.capture.test_limits import closed
@@ -123,7 +123,7 @@ async def test_who_is_interrupted_gets_no_answer_any_more(tmp_path: Path, upstre
         waiting, streaming = await ask(proxy, upstream, "slow/1"), await ask(proxy, upstream, "close/9000")
         await seen(upstream, b"/slow/1")
         assert b" 200 " in await head(streaming[0])
-        await proxy.node.drain(seconds=0)
+        await proxy.node.drain(Budget(0))
         upstream.release.set()
         assert await asyncio.wait_for(waiting[0].read(65536), 20) == b""
         assert len(await asyncio.wait_for(streaming[0].read(), 20)) < 9000
@@ -136,13 +136,13 @@ async def test_who_is_interrupted_gets_no_answer_any_more(tmp_path: Path, upstre
 
 async def test_a_stop_does_not_wait_for_a_long_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next start tells what this one did not come to."""
-    monkeypatch.setattr("megido_capture.node.RECOVERY", 0.1)
+    monkeypatch.setattr("megido_capture.node.ending.RECOVERY", 0.1)
     go_on = threading.Event()
     async with inside(tmp_path / "data") as proxy:
-        proxy.node._recovery = reading = threading.Thread(target=go_on.wait)
+        proxy.node.retelling.thread = reading = threading.Thread(target=go_on.wait)
         reading.start()
         try:
-            await asyncio.wait_for(proxy.node.drain(seconds=600), 30)
+            await asyncio.wait_for(proxy.node.drain(Budget(600)), 30)
             assert reading.is_alive()
         finally:
             go_on.set()
@@ -213,7 +213,7 @@ async def test_a_second_signal_ends_the_wait(tmp_path: Path, upstream: Upstream)
         proxy.process.send_signal(signal.SIGINT)
         await refuses(proxy)
         proxy.process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(proxy.process.wait, DRAIN - 1) == 0, "before its time"
+        assert await asyncio.to_thread(proxy.process.wait, DRAIN_SECONDS - 3) == 0, "before its time"
         for _, writer in streams:
             writer.close()
     assert len(flows(await read_events(proxy.data_dir), FlowInterrupted)) == 4

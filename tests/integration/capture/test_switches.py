@@ -37,7 +37,7 @@ async def test_off_lets_everything_pass_and_records_nothing(proxy: Inside, upstr
         await socket.send("unseen")
         assert await socket.recv() == "unseen"
     assert await proxy.events() == []
-    assert proxy.node.counters["unrecorded"] >= 6 and not proxy.node.registry.flows
+    assert proxy.node.parts.counters["unrecorded"] >= 6 and not proxy.node.parts.registry.flows
 
     proxy.apply(logging_enabled=True)
     assert (await curl(proxy, f"{base}/plain/seen")).status == 200
@@ -89,7 +89,7 @@ async def test_turned_on_in_the_middle_a_flow_stays_unrecorded(proxy: Inside, up
     proxy.apply(logging_enabled=False)
     upstream.release.clear()
     fetching = asyncio.create_task(curl(proxy, f"http://127.0.0.1:{upstream.port}/close/9000"))
-    while not proxy.node.registry.flows:
+    while not proxy.node.parts.registry.flows:
         await asyncio.sleep(0.01)
     proxy.apply(logging_enabled=True)
     upstream.release.set()
@@ -134,7 +134,7 @@ async def test_a_body_that_is_not_logged_leaves_size_and_hash(
 
 def _open_flows(proxy: Inside) -> Callable[[], Awaitable[int]]:
     async def count() -> int:
-        return len(proxy.node.registry.flows)
+        return len(proxy.node.parts.registry.flows)
 
     return count
 

@@ -51,8 +51,8 @@ def test_what_can_is_in_force_at_once(running: tuple[taddons.context, MegidoAddo
     context, addon = running
     assert addon.node is not None
     context.options.update(auth_required=True, auth_token="t", max_body_size=7, websocket_enabled=False)
-    assert addon.node.access.settings.auth_required and addon.node.recorder.keep.request == 7
-    assert not addon.node.websockets.enabled
+    assert addon.node.parts.access.settings.auth_required and addon.node.parts.recorder.keep.request == 7
+    assert not addon.node.parts.websockets.enabled
     context.options.update(mode=["regular@0.0.0.0:9999"])  # asks for the token
     with pytest.raises(exceptions.OptionsError, match="without authentication"):
         context.options.update(auth_required=False)

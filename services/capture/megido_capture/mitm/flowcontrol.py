@@ -182,6 +182,14 @@ def _release(layer: Any) -> CommandGenerator[None]:
         yield commands.SendData(layer.conn, data)
 
 
+def unsent_frames(client: connection.Client) -> int:
+    """Bytes that a client's HTTP/2 windows do not let through."""
+    layer = _layers.get(client.id)
+    if layer is None:
+        return 0
+    return sum(len(piece.data) for pieces in layer.h2_conn.stream_buffers.values() for piece in pieces)
+
+
 def _http_layer(layer: Http2Connection) -> HttpLayer:
     return next(found for found in reversed(layer.context.layers) if isinstance(found, HttpLayer))
 

@@ -25,8 +25,6 @@ MAX_PAYLOAD = 3_500_000
 that the forwarder and the topics take."""
 
 STOPPING = "the proxy stops"
-FAREWELL = 1.0
-"""Seconds that connections get to end with 1001 when the node stops."""
 
 type MessageType = Literal["TEXT", "BINARY", "PING", "PONG", "CLOSE"]
 type Inject = Callable[[WebSocketMessageInjected], None]
@@ -124,8 +122,8 @@ class WebSockets:
         if opened is not None:
             self._close(opened, from_client, CloseReason.ABNORMAL_CLOSURE, "")
 
-    async def end_all(self, inject: Inject) -> None:
-        """Ends what is open with 1001, to both sides, which get a second to answer."""
+    async def end_all(self, inject: Inject, deadline: float) -> None:
+        """Ends what is open with 1001, to both sides, which have until `deadline` (`time.monotonic()`) to answer."""
         self.stopping = True
         for opened in list(self._open.values()):
             nothing = websocket.WebSocketMessage(Opcode.TEXT, False, b"")
@@ -133,7 +131,6 @@ class WebSockets:
                 inject(WebSocketMessageInjected(opened.flow, nothing))
             except ValueError:  # its client is gone
                 self._close(opened, True, CloseReason.ABNORMAL_CLOSURE, "")
-        deadline = time.monotonic() + FAREWELL
         while self._open and time.monotonic() < deadline:  # noqa: ASYNC110 - hooks end them
             await asyncio.sleep(0.01)
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from megido_capture.stopping import of_group
 from megido_capture.workers.worker import Refused, Report, Scraped, Serving, Share
-from megido_shared.bus.forwarder_child import STOP_SECONDS, ForwarderChild
+from megido_shared.bus.forwarder_child import ForwarderChild
 from megido_shared.errors import ConfigurationError, MegidoError
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 GIVE_UP = 4
 """Starts in a row that failed, of every worker, after which there is no use in trying."""
 
-END_WORKERS = 11.0
-"""Seconds for the ten that open flows get, and the rest of a worker's end. With the forwarder's it is within 15."""
-
-ALL_GONE = 13.5
 FORWARDER_TICK = 1.0
 LONGEST_REPORT = 1 << 24
 """Bytes of a line with a worker's metrics."""
@@ -212,20 +209,23 @@ class Group:
             await asyncio.sleep(FORWARDER_TICK)
 
     async def _end(self, keeping: list[asyncio.Task[None]], forwarder: ForwarderChild | None) -> None:
-        """SIGTERM to all, SIGKILL to those that do not end; the forwarder last, for what they wrote last."""
+        """SIGTERM to all, SIGKILL to those that do not end within their budget; the forwarder last, for what they wrote
+        last."""
         self._stop.set()
-        began = time.monotonic()
+        budget = of_group(forwarder=forwarder is not None)
         self._signal(signal.SIGTERM)
         for number in (signal.SIGTERM, signal.SIGINT):  # a second one: a worker that gets it waits no longer
             asyncio.get_running_loop().add_signal_handler(number, self._signal, signal.SIGTERM)
-        _, late = await asyncio.wait(keeping, timeout=END_WORKERS)
-        if late:
-            logger.warning("%d of %d workers did not end in time and are killed", len(late), len(keeping))
-            self._signal(signal.SIGKILL)
-            await asyncio.wait(late)
+        with budget.part("workers") as deadline:
+            _, late = await asyncio.wait(keeping, timeout=max(0.0, deadline - time.monotonic()))
+            if late:
+                logger.warning("%d of %d workers did not end in time and are killed", len(late), len(keeping))
+                self._signal(signal.SIGKILL)
+                await asyncio.wait(late)
         if forwarder is not None:
-            left = ALL_GONE - (time.monotonic() - began)
-            await asyncio.to_thread(forwarder.stop, min(left, STOP_SECONDS))
+            with budget.part("forwarder") as deadline:
+                await asyncio.to_thread(forwarder.stop, max(0.0, deadline - time.monotonic()))
+        logger.info("stopped in %s", budget)
 
     def _signal(self, number: int) -> None:
         for worker in self.workers:

@@ -15,17 +15,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from megido_shared.errors import MegidoError
 
-GRACE = 14.0
-"""Seconds in which a worker whose parent is gone must have ended by itself."""
+GRACE = 1.0
+"""Seconds past the budget of its stop in which a worker whose parent is gone must have ended by itself."""
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What the parent decided for all of its workers; `metrics_port` is its own, for all of them."""
+    """What the parent decided for all of its workers; `metrics_port` is its own, for all of them, `stop_seconds` the
+    budget of each one's stop."""
 
     workers: int
     modes: list[str]
     listen_port: int
     metrics_port: int
+    stop_seconds: float
 
 
 class Serving(msgspec.Struct, frozen=True, tag=True):
@@ -75,7 +77,7 @@ class Parent:
         for _ in sys.stdin.buffer:
             self.report(Scraped(generate_latest(self.registry).decode()))
         os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(GRACE)
+        threading.Event().wait(self.share.stop_seconds + GRACE)
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -6,6 +6,8 @@ from mitmproxy import connection, http
 from mitmproxy.proxy import layer, layers
 
 from megido_capture.counters import Counters, contained
+from megido_capture.mitm.handlers import Handlers
+from megido_capture.node.unsent import Unsent
 from megido_capture.recording.state import ClientState, Registry
 
 SETTLED = 0.5
@@ -25,15 +27,15 @@ class Drain:
         self,
         registry: Registry,
         counters: Counters,
+        handlers: Handlers,
+        unsent: Unsent,
         *,
-        silent_for: Callable[[connection.Client], float],
-        layer_of: Callable[[connection.Client], layer.Layer | None],
         cut: Callable[[connection.Client], bool],
     ) -> None:
         self.counters = counters
         self._registry = registry
-        self._silent_for = silent_for
-        self._layer_of = layer_of
+        self._handlers = handlers
+        self._unsent = unsent
         self._cut = cut
         self._closed: set[str] = set()
 
@@ -48,8 +50,9 @@ class Drain:
             self._say_last(flow)
 
     def step(self) -> bool:
-        """Closes what is idle. Whether there is anything to wait for."""
-        waiting = bool(self._registry.flows)
+        """Closes what is idle. Whether there is anything to wait for: an answer that its client has not read yet, too,
+        though its flow has ended and mitmproxy may have closed the connection."""
+        waiting = bool(self._registry.flows) or self._unsent.total() > 0
         for client in list(self._registry.clients.values()):
             if not client.flows and client.conn.id not in self._closed:
                 waiting = self._is_in_use(client) or waiting
@@ -57,9 +60,11 @@ class Drain:
 
     def _is_in_use(self, client: ClientState) -> bool:
         """Closes the connection if it is not."""
-        silent = self._silent_for(client.conn)
-        if relays(self._layer_of(client.conn)):
+        silent = self._handlers.silent_for(client.conn)
+        if relays(self._handlers.layer_of(client.conn)):
             return silent < QUIET
+        if self._unsent.of(client.conn):
+            return True
         if silent >= SETTLED and self._cut(client.conn):
             self._closed.add(client.conn.id)
             return False
