@@ -1,18 +1,21 @@
 """Hosts on the pass-through list keep their own TLS: seen by real clients that trust only the server's authority."""
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from megido_capture.limits.clients import IDLE
+from megido_capture.limits.places import IDLE
 from megido_shared.events import ErrorRaised, ErrorType, FlowCompleted, NodeStatus
 from tests.integration.capture.harness import Proxy, capture, curl, flows, mitm, read_events
 from tests.integration.capture.upstream import Upstream
 from tests.support.inside import inside
+from tests.support.raw_server import RawServer, Talk
 
 
 @pytest.fixture
@@ -28,11 +31,24 @@ async def pinned(proxy: Proxy, url: str, trusted: str, *arguments: str) -> tuple
     return answer.code, answer.body
 
 
-async def issuer(proxy: Proxy, host: str, port: int, sni: str) -> str:
+type Ways = Literal["connect", "socks", "straight"]
+
+
+async def issuer(proxy: Proxy, host: str, port: int, sni: str | None, way: Ways = "connect") -> str:
     """Who issued the certificate that a client sees."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    writer.write(f"CONNECT {host}:{port} HTTP/1.1\r\n\r\n".encode())
-    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    match way:
+        case "connect":
+            writer.write(f"CONNECT {host}:{port} HTTP/1.1\r\n\r\n".encode())
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        case "socks":
+            kind, place = b"\3", bytes([len(host)]) + host.encode()
+            if host[0].isdigit():
+                kind, place = b"\1", socket.inet_aton(host)
+            writer.write(b"\5\1\0")
+            assert await reader.readexactly(2) == b"\5\0"
+            writer.write(b"\5\1\0" + kind + place + port.to_bytes(2))
+            assert (await reader.readexactly(10))[1] == 0
     trusting_all = ssl.create_default_context()
     trusting_all.check_hostname, trusting_all.verify_mode = False, ssl.CERT_NONE
     await writer.start_tls(trusting_all, server_hostname=sni)
@@ -60,11 +76,91 @@ async def test_it_leaves_no_flow_and_is_counted(passing: Proxy, upstream_tls: Up
     assert "".join(passing.output).count("TLS to localhost passes through unrecorded") == 1
 
 
-async def test_by_host_of_connect_and_by_name_in_the_hello(passing: Proxy, upstream_tls: Upstream) -> None:
-    port = upstream_tls.port
-    assert await issuer(passing, "localhost", port, "elsewhere.example") == "the server's"
-    assert await issuer(passing, "127.0.0.1", port, "localhost") == "the server's"
-    assert await issuer(passing, "127.0.0.1", port, "elsewhere.example") == "ours"
+NAMES = [
+    ("localhost", "localhost", "the server's"),
+    ("localhost", "LOCALHOST", "the server's"),
+    ("localhost", "other.example", "the server's"),
+    ("localhost", None, "the server's"),
+    ("localhost", "elsewhere.example", "ours"),
+    ("127.0.0.1", "elsewhere.example", "ours"),
+    ("127.0.0.1", None, "ours"),
+]
+"""Where a client goes, what its hello names, whose certificate it sees; `localhost` and `other.example` are listed."""
+
+
+@pytest.mark.parametrize(("host", "sni", "whose"), [*NAMES, ("127.0.0.1", "localhost", "ours")])
+async def test_by_host_of_connect_and_by_name_in_the_hello(
+    passing: Proxy, upstream_tls: Upstream, host: str, sni: str | None, whose: str
+) -> None:
+    """What a client only claims in its hello takes nothing past the record, wherever its tunnel leads."""
+    assert await issuer(passing, host, upstream_tls.port, sni) == whose
+
+
+@pytest.mark.parametrize(("host", "sni", "whose"), [*NAMES, ("127.0.0.1", "localhost", "ours")])
+async def test_by_both_names_over_another_proxy(
+    tmp_path: Path, upstream_tls: Upstream, trusted: str, host: str, sni: str | None, whose: str
+) -> None:
+    """One that is at a listed address: it is not where a tunnel leads."""
+
+    async def chained(talk: Talk) -> None:
+        await talk.head()
+        reader, writer = await asyncio.open_connection("127.0.0.1", upstream_tls.port)
+        await talk.say(b"HTTP/1.1 200 OK\r\n\r\n")
+        back = asyncio.create_task(relay(reader, talk.writer))
+        try:
+            while True:
+                writer.write(await talk.some())
+        finally:
+            back.cancel()
+            writer.close()
+
+    async with RawServer(chained) as behind:
+        options = ["--passthrough-hosts", f"localhost, other.example, 127.0.0.1:{behind.port}"]
+        options += ["--set", f"ssl_verify_upstream_trusted_ca={trusted}"]
+        async with capture(tmp_path / "data", *options, "--mode", f"upstream:http://127.0.0.1:{behind.port}") as proxy:
+            assert await issuer(proxy, host, upstream_tls.port, sni) == whose
+
+
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+
+
+@pytest.mark.parametrize(("host", "sni", "whose"), [*NAMES, ("127.0.0.1", "localhost", "the server's")])
+async def test_over_socks_the_name_in_the_hello_counts_where_it_is_the_only_one(
+    tmp_path: Path, upstream_tls: Upstream, trusted: str, host: str, sni: str | None, whose: str
+) -> None:
+    options = ["--set", f"ssl_verify_upstream_trusted_ca={trusted}", "--passthrough-hosts", "other.example, localhost"]
+    async with capture(tmp_path / "data", *options, "--mode", "socks5") as proxy:
+        assert await issuer(proxy, host, upstream_tls.port, sni, "socks") == whose
+
+
+@pytest.mark.parametrize(("hosts", "whose"), [("other.example", "ours"), ("localhost", "the server's")])
+async def test_in_reverse_mode_the_server_decides(
+    tmp_path: Path, upstream_tls: Upstream, trusted: str, hosts: str, whose: str
+) -> None:
+    options = ["--set", f"ssl_verify_upstream_trusted_ca={trusted}", "--passthrough-hosts", hosts]
+    mode = f"reverse:https://localhost:{upstream_tls.port}"
+    async with capture(tmp_path / "data", *options, "--mode", mode) as proxy:
+        assert await issuer(proxy, "", 0, "other.example", "straight") == whose
+
+
+async def test_tls_with_the_proxy_itself_leads_nowhere_yet(passing: Proxy) -> None:
+    assert await issuer(passing, "", 0, "localhost", "straight") == "ours"
+
+
+async def test_both_names_are_in_the_log_once(passing: Proxy, upstream_tls: Upstream) -> None:
+    for sni in ("other.example", "other.example", "localhost", None):
+        assert await issuer(passing, "localhost", upstream_tls.port, sni) == "the server's"
+    assert passing.stop() == 0
+    told = [line.partition(": TLS to ")[2].strip() for line in passing.output if "passes through" in line]
+    assert told == [
+        "localhost (named other.example in the client's hello) passes through unrecorded (passthrough_hosts)",
+        "localhost passes through unrecorded (passthrough_hosts)",
+        "localhost (unnamed in the hello) passes through unrecorded (passthrough_hosts)",
+    ]
+    beats = [event for event in await read_events(passing.data_dir) if isinstance(event, NodeStatus)]
+    assert beats[-1].counters["passed_through"] == 4
 
 
 @pytest.mark.parametrize(
