@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import httpx
+import psycopg
 import pytest
 
 from megido_api.settings import Settings
@@ -234,3 +236,56 @@ async def test_the_bus_away_loses_no_change(settings: Settings) -> None:
         bus.away = False
         assert len((await published(api)).rules) == 1
         assert (await api.client.get("/readyz")).status_code == 200
+
+
+async def tag_of(api: Api, path: str) -> str:
+    answer = await api.client.get(path)
+    assert answer.headers["etag"] == answer.json()["etag"]
+    return answer.headers["etag"]
+
+
+async def test_two_editors_do_not_overwrite_each_other(api: Api) -> None:
+    created = await api.client.post(PATH, json=RULE)
+    path, first = f"{PATH}{created.json()['id']}/", created.headers["etag"]
+    assert await tag_of(api, path) == first and [rule["etag"] for rule in await api.get(PATH)] == [first]
+
+    async def send(method: str, tag: str, document: dict[str, Any] | None = None) -> httpx.Response:
+        return await api.client.request(method, path, json=document, headers={"If-Match": tag})
+
+    patched = await send("PATCH", f'"other", {first}', {"payload_content": "2"})
+    second = patched.headers["etag"]
+    assert (patched.status_code, await tag_of(api, path)) == (200, second) and second != first
+    version = (await published(api)).version
+    for method, document in (("PATCH", {"payload_content": "3"}), ("PUT", RULE), ("DELETE", None)):
+        for tag in (first, f"W/{second}", "nonsense", ""):
+            refused = await send(method, tag, document)
+            assert refused.status_code == 412, (method, tag)
+            error = refused.json()["error"]
+            assert error["code"] == "conflict" and error["details"] == {"etag": second}
+    assert (await api.get(path))["payload_content"] == "2"
+    assert (await published(api)).version == version, "what is refused is no version"
+    replaced = await send("PUT", second, RULE)
+    assert replaced.status_code == 200 and replaced.headers["etag"] not in (first, second), "the same again is new"
+    assert (await send("DELETE", "*")).status_code == 204
+    assert (await send("DELETE", "*")).status_code == 404
+
+
+async def test_of_two_editors_at_the_same_moment_one_wins(api: Api) -> None:
+    created = await api.client.post(PATH, json=RULE)
+    path, headers = f"{PATH}{created.json()['id']}/", {"If-Match": created.headers["etag"]}
+    answers = await asyncio.gather(
+        *(api.client.patch(path, json={"payload_content": str(n)}, headers=headers) for n in range(8))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 7
+    [winner] = [answer.json() for answer in answers if answer.status_code == 200]
+    assert await api.get(path) == winner
+
+
+async def test_hits_are_no_change(api: Api, settings: Settings) -> None:
+    created = await api.client.post(PATH, json=RULE)
+    path = f"{PATH}{created.json()['id']}/"
+    async with await psycopg.AsyncConnection.connect(settings.common.database_url) as connection:
+        await connection.execute("UPDATE payload_rules SET hits = hits + 1, last_hit_at = now()")
+    assert (await api.get(path))["hits"] == 1
+    headers = {"If-Match": created.headers["etag"]}
+    assert (await api.client.patch(path, json={"name": "n"}, headers=headers)).status_code == 200

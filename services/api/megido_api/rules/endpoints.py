@@ -1,13 +1,16 @@
 """`/interceptor/api/payload-rules/`."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+import msgspec
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from megido_api.etags import if_match
 from megido_api.fields import Filter
 from megido_api.problems import ErrorAnswer, Problem, bad_field, not_found
 from megido_api.rules import queries
@@ -23,6 +26,10 @@ router = APIRouter(prefix="/interceptor/api/payload-rules", tags=["payload rules
 
 RuleId = Annotated[int, Path(ge=0, lt=2**63)]
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}
+_CONFLICT = _NOT_FOUND | {412: {"model": ErrorAnswer, "description": "If-Match names another state than the rule's"}}
+IfMatch = Annotated[
+    list[str] | None, Header(alias="If-Match", description="the state that this is a change of, as ETag shows it")
+]
 
 
 @router.get("/", summary="List payload rules", response_model=list[Rule])
@@ -52,44 +59,47 @@ async def list_active_payload_rules(state: StateDep, source_app: Filter = None) 
 
 
 @router.post("/", summary="Create a payload rule", status_code=201, response_model=Rule)
-async def create_payload_rule(state: StateDep, request: Request, rule: RuleInput) -> Any:
+async def create_payload_rule(state: StateDep, request: Request, response: Response, rule: RuleInput) -> Any:
     values = rule.model_dump()
     _check(values)
 
     async def work(connection: AsyncConnection) -> tuple[None, Row[Any]]:
         return None, await queries.create(connection, values)
 
-    return _shown(await _changed(state, who(request), work))
+    return _tagged(response, await _changed(state, who(request), work))
 
 
 @router.get("/{rule_id}/", summary="One payload rule", response_model=Rule, responses=_NOT_FOUND)
-async def get_payload_rule(state: StateDep, rule_id: RuleId) -> Any:
+async def get_payload_rule(state: StateDep, response: Response, rule_id: RuleId) -> Any:
 
-    async def work(connection: AsyncConnection) -> dict[str, Any]:
-        row = _found(await queries.one(connection, rule_id), rule_id)
-        return _shown(row, await queries.troubles(connection))
+    async def work(connection: AsyncConnection) -> tuple[Row[Any], dict[int, queries.Trouble]]:
+        return _found(await queries.one(connection, rule_id), rule_id), await queries.troubles(connection)
 
-    return await state.database.read(work)
-
-
-@router.put("/{rule_id}/", summary="Replace a payload rule", response_model=Rule, responses=_NOT_FOUND)
-async def replace_payload_rule(state: StateDep, request: Request, rule_id: RuleId, rule: RuleInput) -> Any:
-    return _shown(await _update(state, who(request), rule_id, rule.model_dump()))
+    return _tagged(response, *await state.database.read(work))
 
 
-@router.patch("/{rule_id}/", summary="Change fields of a payload rule", response_model=Rule, responses=_NOT_FOUND)
-async def change_payload_rule(state: StateDep, request: Request, rule_id: RuleId, patch: RulePatch) -> Any:
+@router.put("/{rule_id}/", summary="Replace a payload rule", response_model=Rule, responses=_CONFLICT)
+async def replace_payload_rule(
+    state: StateDep, request: Request, response: Response, *, rule_id: RuleId, rule: RuleInput, sent: IfMatch = None
+) -> Any:
+    return _tagged(response, await _update(state, who(request), rule_id, rule.model_dump(), sent))
+
+
+@router.patch("/{rule_id}/", summary="Change fields of a payload rule", response_model=Rule, responses=_CONFLICT)
+async def change_payload_rule(
+    state: StateDep, request: Request, response: Response, *, rule_id: RuleId, patch: RulePatch, sent: IfMatch = None
+) -> Any:
     values = patch.model_dump(exclude_unset=True)
     for name, value in values.items():
         if value is None:
             raise bad_field(name, "must not be null")
-    return _shown(await _update(state, who(request), rule_id, values))
+    return _tagged(response, await _update(state, who(request), rule_id, values, sent))
 
 
-@router.delete("/{rule_id}/", summary="Delete a payload rule", status_code=204, responses=_NOT_FOUND)
-async def delete_payload_rule(state: StateDep, request: Request, rule_id: RuleId) -> Response:
+@router.delete("/{rule_id}/", summary="Delete a payload rule", status_code=204, responses=_CONFLICT)
+async def delete_payload_rule(state: StateDep, request: Request, rule_id: RuleId, sent: IfMatch = None) -> Response:
     async def work(connection: AsyncConnection) -> tuple[Row[Any], None]:
-        old = _found(await queries.one(connection, rule_id, lock=True), rule_id)
+        old = await _locked(connection, rule_id, sent)
         await queries.remove(connection, rule_id)
         return old, None
 
@@ -97,15 +107,26 @@ async def delete_payload_rule(state: StateDep, request: Request, rule_id: RuleId
     return Response(status_code=204)
 
 
-async def _update(state: State, by: str, rule_id: int, values: dict[str, Any]) -> Row[Any]:
+async def _update(
+    state: State, by: str, rule_id: int, values: dict[str, Any], if_match_sent: Sequence[str] | None
+) -> Row[Any]:
     """What a rule becomes is checked as a whole: a patch of one field may not fit the others."""
 
     async def work(connection: AsyncConnection) -> tuple[Row[Any], Row[Any]]:
-        old = _found(await queries.one(connection, rule_id, lock=True), rule_id)
+        old = await _locked(connection, rule_id, if_match_sent)
         _check({name: getattr(old, name) for name in RuleInput.model_fields} | values)
         return old, _found(await queries.change(connection, rule_id, values), rule_id)
 
     return await _changed(state, by, work)
+
+
+async def _locked(connection: AsyncConnection, rule_id: int, sent: Sequence[str] | None) -> Row[Any]:
+    """The rule as it is until the transaction's end. Raises Problem: 404, and 412 when it is not what `If-Match`
+    names: somebody else was quicker."""
+    row = _found(await queries.one(connection, rule_id, lock=True), rule_id)
+    if sent is not None and not if_match(sent, _tag(row)):
+        raise Problem(412, "conflict", f"payload rule {rule_id} was changed meanwhile: read it again", etag=_tag(row))
+    return row
 
 
 async def _changed[T: Row[Any] | None](
@@ -150,6 +171,19 @@ def _found(row: Row[Any] | None, rule_id: int) -> Row[Any]:
     return row
 
 
+def _tag(row: Row[Any]) -> str:
+    """Of what people say about a rule; its hits and failures are no change."""
+    said = [row.id, row.updated_at.isoformat(), *(getattr(row, name) for name in RuleInput.model_fields)]
+    return f'"{hashlib.sha256(msgspec.json.encode(said)).hexdigest()[:32]}"'
+
+
+def _tagged(
+    response: Response, row: Row[Any], troubles: Mapping[int, queries.Trouble] = MappingProxyType({})
+) -> dict[str, Any]:
+    response.headers["ETag"] = _tag(row)
+    return _shown(row, troubles)
+
+
 def _shown(row: Row[Any], troubles: Mapping[int, queries.Trouble] = MappingProxyType({})) -> dict[str, Any]:
     trouble = troubles.get(row.id, queries.Trouble())
     return {
@@ -169,4 +203,5 @@ def _shown(row: Row[Any], troubles: Mapping[int, queries.Trouble] = MappingProxy
         "last_hit_at": None if row.last_hit_at is None else iso(row.last_hit_at),
         "errors": trouble.errors,
         "skipped": trouble.skipped,
+        "etag": _tag(row),
     }
