@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import re
 import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import quantiles
+from typing import Any
 
 import httpx
 from aiokafka import AIOKafkaConsumer
@@ -18,8 +19,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from megido_shared import events
-from megido_shared.bus.topics import FLOWS
+from megido_shared.bus.topics import FLOWS, INGESTED
 from megido_shared.events import BodyChunk, FlowCompleted, FlowStarted
+from tests.faults.balance import SEED, accounts_of_events, settle
 from tests.integration.capture.harness import Proxy, capture
 from tests.integration.capture.upstream import Upstream, serving
 
@@ -40,8 +42,6 @@ class Load:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     ledger: list[str] = field(default_factory=list)
     """Targets that were answered whole."""
-    took: list[float] = field(default_factory=list)
-    """Seconds of each request."""
     clients: list[asyncio.Task[None]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -58,18 +58,17 @@ class Load:
         await asyncio.gather(*self.clients)
 
     async def client(self, number: int) -> None:
+        rng = random.Random(f"{SEED}/{number}")
         async with httpx.AsyncClient(proxy=self.proxy.url, timeout=30, trust_env=False) as http:
             for count in itertools.count():
                 if self.stop.is_set():
                     return
-                target = "/" + TARGETS[count % len(TARGETS)].format(f"{number}-{count}")
-                began = time.monotonic()
+                target = "/" + rng.choice(TARGETS).format(f"{number}-{count}")
                 try:
                     answer = await http.get(f"http://127.0.0.1:{self.upstream.port}{target}")
                     (self.ledger if answer.status_code == 200 else self.failed).append(target)
                 except httpx.HTTPError as error:
                     self.failed.append(f"{target}: {error!r}")
-                self.took.append(time.monotonic() - began)
                 await asyncio.sleep(PAUSE)
 
     def kill_forwarder(self) -> None:
@@ -109,32 +108,31 @@ async def loaded(data_dir: Path, bootstrap: str, *options: str) -> AsyncIterator
 
 async def fault(load: Load) -> None:
     """Lets a fault last, under load; the proxy's memory stays where it was."""
-    before, calm = load.memory_mb(), load.took[:]
-    load.took.clear()
+    before = load.memory_mb()
     deadline = time.monotonic() + SECONDS
     await load.more()
     while time.monotonic() < deadline:
         await load.more(20)
     after = load.memory_mb()
-    p99 = [f"{quantiles(took, n=100)[98] * 1000:.0f}" for took in (calm, load.took)]
-    print(f"p99 {p99[1]} ms, {p99[0]} before; memory {after:.0f} MB, {before:.0f} before")
+    print(f"memory {after:.0f} MB, {before:.0f} before")
     assert after < before + MORE_MB
 
 
-async def check(bootstrap: str, ledger: list[str], seconds: float = 90) -> None:
-    """Reads the topic as any Kafka client does until everything in the ledger is there. What came twice is the same
-    event, and first occurrences are in the order in which the proxy wrote them."""
+async def check(bootstrap: str, ledger: list[str], seconds: float = 90) -> list[Any]:
+    """Reads the topics as any Kafka client does until everything in the ledger is there. What came twice is the same
+    event, and first occurrences are in the order in which the proxy wrote them. Returns these."""
     await until_topic(bootstrap)
     wanted = set(ledger)
-    found: list[tuple[int, bytes]] = []
-    reader = AIOKafkaConsumer(TOPIC, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    found: list[tuple[str, int, bytes]] = []
+    names = [topic.name for topic in INGESTED]
+    reader = AIOKafkaConsumer(*names, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await reader.start()
     try:
         async with asyncio.timeout(seconds):
-            while wanted:
+            while wanted or not await _at_end(reader):
                 for records in (await reader.getmany(timeout_ms=500)).values():
                     for record in records:
-                        found.append((record.partition, record.value))
+                        found.append((record.topic, record.partition, record.value))
                         event = events.decode(record.value)
                         if isinstance(event, FlowCompleted):
                             wanted.discard(event.request.target.decode())
@@ -143,10 +141,24 @@ async def check(bootstrap: str, ledger: list[str], seconds: float = 90) -> None:
     finally:
         await reader.stop()
     first = list(dict.fromkeys(found))
-    by_id = {events.decode(value).event_id for _, value in first}
-    assert len(by_id) == len(first), "an event came twice, and differently, or in two partitions"
-    print(f"{len(ledger)} answered, {len(found)} records on the topic, {len(found) - len(first)} of them again")
-    _check_order(first)
+    decoded = [events.decode(value) for _, _, value in first]
+    assert len({event.event_id for event in decoded}) == len(first), "an event came twice, and differently"
+    print(f"{len(ledger)} answered, {len(found)} records on the topics, {len(found) - len(first)} of them again")
+    _check_order([(partition, value) for topic, partition, value in first if topic == TOPIC])
+    return decoded
+
+
+async def _at_end(reader: AIOKafkaConsumer) -> bool:
+    """Of every partition that it has, as they are now."""
+    ends = await reader.end_offsets(reader.assignment())
+    return all([await reader.position(partition) >= end for partition, end in ends.items()])
+
+
+async def check_balance(bootstrap: str, load: Load) -> None:
+    """When the clients have finished: nothing is missing on the topics, of any node."""
+    found = await check(bootstrap, load.ledger)
+    ends = [event.request.target.decode() for event in found if isinstance(event, FlowCompleted)]
+    settle(load.ledger, ends, accounts_of_events(found), failed=len(load.failed))
 
 
 async def until_topic(bootstrap: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from scripts.kafka import Node
 
-from tests.faults.line import SECONDS, check, fault, loaded, until_topic
+from tests.faults.line import SECONDS, check_balance, fault, loaded, until_topic
 from tests.fixtures.kafka import started
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300 + 15 * SECONDS)]
@@ -36,7 +36,7 @@ async def test_a_broker_that_stops_answering(how: str, tmp_path: Path, fresh_kaf
             await asyncio.to_thread(fresh_kafka.start)
         await load.more()
         await load.finish()
-        await check(fresh_kafka.bootstrap, load.ledger)
+        await check_balance(fresh_kafka.bootstrap, load)
 
 
 async def test_a_stop_while_kafka_is_away_is_in_time_and_loses_nothing(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ async def test_a_stop_while_kafka_is_away_is_in_time_and_loses_nothing(tmp_path:
     command = [sys.executable, "-m", "megido_shared.bus.forwarder", "--data-dir", str(tmp_path / "data")]
     forwarder = subprocess.Popen([*command, "--kafka", node.bootstrap])
     try:
-        await check(node.bootstrap, load.ledger)
+        await check_balance(node.bootstrap, load)
         await asyncio.to_thread(node.kill)
         forwarder.terminate()
         assert await asyncio.to_thread(forwarder.wait, 15) == 0

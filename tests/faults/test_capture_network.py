@@ -14,7 +14,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from scripts.kafka import Cluster, Node, free_port
 
-from tests.faults.line import SECONDS, TOPIC, check, fault, loaded, until_topic
+from tests.faults.line import SECONDS, TOPIC, check, check_balance, fault, loaded, until_topic
 from tests.fixtures.kafka import started
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
@@ -57,7 +57,7 @@ async def test_a_spoilt_network(tmp_path: Path) -> None:
                 await network.reset()
                 await load.more(50)
             await load.finish()
-            await check(bootstrap, load.ledger)
+            await check_balance(bootstrap, load)
         assert network.accepted > 6
 
 
@@ -89,4 +89,4 @@ async def test_of_three_nodes_a_leader_is_killed(tmp_path: Path, kafka_cluster: 
             await asyncio.to_thread(killed.start)
             await load.more()
         await load.finish()
-        await check(kafka_cluster.bootstrap, load.ledger)
+        await check_balance(kafka_cluster.bootstrap, load)

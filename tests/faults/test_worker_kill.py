@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.faults.test_capture_kill import KILLS, SEED, Over, check, loaded
+from tests.faults.balance import SEED
+from tests.faults.test_capture_kill import KILLS, Over, check, loaded
 from tests.integration.capture.harness import read_events, start
 from tests.integration.capture.test_workers import all_serve, workers
 

@@ -72,10 +72,10 @@ class Budget:
         return f"{self.used:.1f} of {self.seconds:g} s ({parts})"
 
 
-def of_group(*, forwarder: bool) -> Budget:
+def of_group(*, forwarder: bool, clock: Callable[[], float] = time.monotonic) -> Budget:
     """Of a parent whose workers do what a stop does: its parts are them (`"workers"`), and its forwarder."""
-    own = () if not forwarder else ("forwarder",)
-    return Budget(STOP, without=tuple(name for name in RESERVED if name not in own))
+    own = ("forwarder",) if forwarder else ()
+    return Budget(STOP, without=tuple(name for name in RESERVED if name not in own), clock=clock)
 
 
 def of_worker(*, forwarder: bool) -> float:

@@ -10,13 +10,14 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from megido_capture.recording.state import ClientState
 from megido_capture.stopping import DRAIN_SECONDS, Budget
-from megido_shared.events import FlowInterrupted, FlowStarted, WebSocketMessage
+from megido_shared.events import FlowCompleted, FlowInterrupted, FlowStarted, WebSocketMessage
 from tests.integration.capture.harness import Proxy, body, capture, flows, read_events, until
 from tests.integration.capture.test_limits import closed
 from tests.integration.capture.test_websocket import echoing
-from tests.integration.capture.upstream import PIECE, Upstream, full_backlog
-from tests.support.inside import inside
+from tests.integration.capture.upstream import PIECE, Upstream, body_of_size, full_backlog
+from tests.support.inside import Inside, inside
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -132,6 +133,60 @@ async def test_who_is_interrupted_gets_no_answer_any_more(tmp_path: Path, upstre
             writer.close()
     assert sorted(flow.request.target for flow in flows(found, FlowInterrupted)) == [b"/close/9000", b"/slow/1"]
     assert not [flow for flow in found if flow.seq and not isinstance(flow, FlowInterrupted)]
+
+
+async def owed(proxy: Inside, upstream: Upstream, size: int) -> Streams:
+    """A client that has an answer coming, of which its socket has taken next to nothing; the flow has ended."""
+    with socket.socket() as small:
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        small.connect(("127.0.0.1", proxy.port))
+        reader, writer = await asyncio.open_connection(sock=small.dup(), limit=4096)
+    parts = proxy.node.parts
+
+    async def clients() -> list[ClientState]:
+        return list(parts.registry.clients.values())
+
+    [client] = await until(clients, bool)
+    transport = parts.handlers.transport(client.conn)
+    assert transport is not None and isinstance(transport.writer, asyncio.StreamWriter)
+    transport.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    request(writer, upstream, f"length/{size}")
+    await proxy.until(lambda found: bool(flows(found)))
+    assert parts.unsent.total() > size // 2
+    return reader, writer
+
+
+async def test_a_slow_reader_gets_all_of_an_answer_that_is_recorded(tmp_path: Path, upstream: Upstream) -> None:
+    """The flow has ended with what the server sent; the stop waits for the client's part of it."""
+    async with inside(tmp_path / "data") as proxy:
+        reader, writer = await owed(proxy, upstream, 400_000)
+        await proxy.node.end_connections()
+        draining = asyncio.create_task(proxy.node.drain(Budget(600)))
+        assert b" 200 " in await head(reader)
+        assert await asyncio.wait_for(reader.readexactly(200_000), 30) == body_of_size(400_000)[:200_000]
+        assert not draining.done()
+        assert await asyncio.wait_for(reader.readexactly(200_000), 30) == body_of_size(400_000)[200_000:]
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+        await asyncio.wait_for(draining, 30)
+        assert not proxy.node.parts.counters["answers_cut_by_stop"]
+        writer.close()
+
+
+async def test_who_is_owed_something_when_time_is_up_is_told_by_a_reset(tmp_path: Path, upstream: Upstream) -> None:
+    """An end would make half of an answer without a length look whole. That the flow is complete is right: all that
+    the server sent is known."""
+    async with inside(tmp_path / "data") as proxy:
+        reader, writer = await owed(proxy, upstream, 400_000)
+        await proxy.node.end_connections()
+        await proxy.node.drain(Budget(0))
+        with pytest.raises(ConnectionError):
+            while await asyncio.wait_for(reader.read(65536), 20):
+                pass
+        assert proxy.node.parts.counters["answers_cut_by_stop"] == 1
+        found = await proxy.events()
+        writer.close()
+    [flow] = [event for event in found if event.seq]
+    assert isinstance(flow, FlowCompleted) and body(found, flow) == body_of_size(400_000)
 
 
 async def test_a_stop_does_not_wait_for_a_long_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
