@@ -244,7 +244,11 @@ class ErrorRaised(Event, tag="ErrorRaised", kw_only=True, frozen=True):
 
 
 class AuthAttempted(Event, tag="AuthAttempted", kw_only=True, frozen=True):
-    """One decision on a client's access: credentials or address. Never holds a secret."""
+    """A decision on a client's access: credentials or address. Never holds a secret.
+
+    `attempts` of a flood are the refused ones of about a second, from one address for one reason, or from further
+    addresses (`client` is empty then). `username` is empty where they differ in it.
+    """
 
     auth_id: bytes
     success: bool
@@ -252,6 +256,7 @@ class AuthAttempted(Event, tag="AuthAttempted", kw_only=True, frozen=True):
     failure_reason: str = ""
     client: Peer = NO_PEER
     posted_id: int = 0
+    attempts: int = 1
 
 
 class NodeStatus(Event, tag="NodeStatus", kw_only=True, frozen=True):

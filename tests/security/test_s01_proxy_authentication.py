@@ -3,18 +3,21 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megido_shared.events import AuthAttempted, FlowCompleted, unpack_headers
-from tests.integration.capture.harness import Proxy, capture, curl, flows, start
+from tests.integration.capture.harness import Answer, Proxy, capture, curl, flows, start
 from tests.integration.capture.upstream import Upstream
 from tests.support.inside import inside
 from tests.support.raw_server import OK, RawServer, Talk
 
 pytestmark = pytest.mark.timeout(120)
+
+_numbers = itertools.count(1)
 
 TOKEN = "t0ken:with:cölons"
 PASSWORD = "pässword:1"
@@ -36,6 +39,16 @@ def guarded_process(tmp_path_factory: pytest.TempPathFactory, trusted: str) -> I
 @pytest.fixture
 def guarded(guarded_process: Proxy) -> Proxy:
     return guarded_process.from_now()
+
+
+def nobody_else() -> tuple[str, int]:
+    """An address that asks for the first time: what others were refused is no flood of it."""
+    number = next(_numbers)
+    return f"127.1.{number >> 8}.{number & 255}", 0
+
+
+async def asked(proxy: Proxy, url: str, *arguments: str) -> Answer:
+    return await curl(proxy, url, "--interface", nobody_else()[0], *arguments)
 
 
 def sent(header: str, tls: bool) -> tuple[str, str]:
@@ -98,7 +111,7 @@ async def test_refused(
 ) -> None:
     given = () if header is None else sent(header, tls)
     shown = ("--suppress-connect-headers", "-D", "-") if not tls else ("-v",)
-    answer = await curl(guarded, url(upstream, upstream_tls, tls), *given, *shown)
+    answer = await asked(guarded, url(upstream, upstream_tls, tls), *given, *shown)
     assert answer.status == 407
     if not tls:
         assert answer.body.lower().count(b"proxy-authenticate:") == 2
@@ -108,7 +121,7 @@ async def test_refused(
 
 
 async def test_a_refused_connect_is_challenged(guarded: Proxy) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", guarded.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", guarded.port, local_addr=nobody_else())
     writer.write(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n")
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     assert b" 407 " in head and b"proxy-authenticate: basic realm" in head and b"proxy-authenticate: bearer" in head
@@ -116,7 +129,7 @@ async def test_a_refused_connect_is_challenged(guarded: Proxy) -> None:
 
 
 async def test_a_connection_is_told_once_and_still_refuses_what_is_wrong(guarded: Proxy, upstream: Upstream) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", guarded.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", guarded.port, local_addr=nobody_else())
 
     async def ask(*fields: str) -> bytes:
         lines = [f"GET http://127.0.0.1:{upstream.port}/plain/1 HTTP/1.1", "Host: x", *fields]
@@ -150,7 +163,7 @@ async def test_a_refused_upload_ends_at_once(
 ) -> None:
     (tmp_path / "upload").write_bytes(b"x" * 3_000_000)
     target = url(upstream, upstream_tls, tls, "count")
-    answer = await curl(guarded, target, *how, "--data-binary", f"@{tmp_path / 'upload'}", "-m", "20")
+    answer = await asked(guarded, target, *how, "--data-binary", f"@{tmp_path / 'upload'}", "-m", "20")
     assert answer.code != 28 and answer.status in (0, 407)  # 28: it waited for ever
     assert upstream.seen == [] and upstream_tls.seen == []
     assert [attempt.success for attempt in flows(await guarded.events(), AuthAttempted)] == [False]
@@ -164,9 +177,9 @@ async def test_an_upload_inside_a_tunnel(
     (tmp_path / "upload").write_bytes(b"x" * 3_000_000)
     file = ("--data-binary", f"@{tmp_path / 'upload'}")
     target = f"https://localhost:{upstream_tls.port}/count"
-    answer = await curl(guarded, target, version, *how, *file, *sent(f"Bearer {TOKEN}", True))
+    answer = await asked(guarded, target, version, *how, *file, *sent(f"Bearer {TOKEN}", True))
     assert (answer.status, answer.body) == (200, b"3000000")
-    refused = await curl(guarded, target, version, *how, *file, *sent("Bearer wrong", True))
+    refused = await asked(guarded, target, version, *how, *file, *sent("Bearer wrong", True))
     assert refused.status == 407 and refused.code != 28
 
 
@@ -174,7 +187,7 @@ async def test_an_upload_inside_a_tunnel(
 async def test_not_forwarded_inside_a_tunnel(guarded: Proxy, upstream_tls: Upstream, version: str) -> None:
     inside = ("-H", "Proxy-Authorization: Basic c2VjcmV0OmNhbmFyeQ==")
     target = f"https://localhost:{upstream_tls.port}/echo"
-    answer = await curl(guarded, target, version, *inside, *sent(f"Bearer {TOKEN}", True))
+    answer = await asked(guarded, target, version, *inside, *sent(f"Bearer {TOKEN}", True))
     assert answer.status == 200 and b"c2VjcmV0" not in answer.body
     [flow] = flows(await guarded.events(), FlowCompleted)
     assert b"proxy-authorization" not in {name.lower() for name, _ in unpack_headers(flow.request.headers)}
@@ -219,7 +232,7 @@ async def test_a_secret_is_nowhere(guarded: Proxy, upstream: Upstream) -> None:
     given += [TOKEN, "canary-guess", f"{TOKEN} x", basic(TOKEN, ""), basic(PASSWORD, "x"), basic("canary-guess", "")]
     given += ["Basic " + base64.b64encode(secret.encode()).decode() for secret in (TOKEN, "canary-guess")]
     for header in given:
-        await curl(guarded, f"http://127.0.0.1:{upstream.port}/plain", *sent(header, False))
+        await asked(guarded, f"http://127.0.0.1:{upstream.port}/plain", *sent(header, False))
     shown = {attempt.username for attempt in flows(await guarded.events(), AuthAttempted)}
     assert shown == {"", "änna", "x"}
     for secret in (TOKEN, PASSWORD, "canary-guess"):

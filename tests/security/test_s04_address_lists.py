@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megido_capture.access.gate import AddressLists, address_of, client_key
+from megido_capture.access.addresses import address_of, client_key
+from megido_capture.access.gate import AddressLists
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
 from tests.integration.capture.harness import capture, curl, flows, run

@@ -248,7 +248,7 @@ class _Preparation:
             return
         self._auth[event.auth_id] = rows.AUTH.pack(
             event.auth_id, event.posted_id, views.key(event.node), event.epoch, event.seq, event.event_id,
-            views.plain(event.username), event.success, views.plain(event.failure_reason), views.key(event.client.ip),
+            views.plain(event.username), event.success, views.plain(_auth_reason(event)), views.key(event.client.ip),
             event.time_us - EPOCH_2000_US,
         )  # fmt: skip
         if not event.success:
@@ -406,9 +406,13 @@ def _own_error(event: events.ErrorRaised) -> bytes:
 def _auth_error(event: events.AuthAttempted) -> bytes:
     return rows.ERROR.pack(
         event.auth_id, 0, ORIGIN_AUTH, views.key(event.node), event.epoch, 0, event.event_id, None,
-        events.ErrorType.AUTH_FAILURE, views.plain(event.failure_reason), "", "", views.key(event.client.ip),
+        events.ErrorType.AUTH_FAILURE, views.plain(_auth_reason(event)), "", "", views.key(event.client.ip),
         event.time_us - EPOCH_2000_US,
     )  # fmt: skip
+
+
+def _auth_reason(event: events.AuthAttempted) -> str:
+    return event.failure_reason if event.attempts <= 1 else f"{event.failure_reason} ({event.attempts} attempts)"
 
 
 def _pack_status(event: events.NodeStatus, started_us: int | None) -> bytes:

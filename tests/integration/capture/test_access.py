@@ -1,6 +1,7 @@
 """Who may use the proxy, tried with curl."""
 
 import base64
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from megido_shared.events import AuthAttempted, FlowCompleted, unpack_headers
-from tests.integration.capture.harness import Proxy, capture, curl, flows, run, start
+from tests.integration.capture.harness import Answer, Proxy, capture, curl, flows, run, start
 from tests.integration.capture.upstream import Upstream
+
+_numbers = itertools.count(1)
 
 TOKEN = "s3cret:with:colons"
 BEARER = ("--proxy-header", f"Proxy-Authorization: Bearer {TOKEN}")
@@ -30,6 +33,11 @@ def guarded(guarded_process: Proxy) -> Proxy:
     return guarded_process.from_now()
 
 
+async def asked(proxy: Proxy, url: str, *arguments: str) -> Answer:
+    """From an address that asks for the first time: what others were refused is no flood of it."""
+    return await curl(proxy, url, "--interface", f"127.2.0.{next(_numbers)}", *arguments)
+
+
 @pytest.mark.parametrize("credentials", [BEARER, BASIC])
 @pytest.mark.parametrize("tls", [False, True])
 async def test_good_credentials(
@@ -39,7 +47,7 @@ async def test_good_credentials(
     username = "anna" if credentials is BASIC else ""
     if not tls:  # without a tunnel curl sends its proxy headers only when told twice
         credentials = tuple("-H" if item == "--proxy-header" else item for item in credentials)
-    answer = await curl(guarded, url, "--http1.1", *credentials)
+    answer = await asked(guarded, url, "--http1.1", *credentials)
     assert answer.status == 200 and b"proxy-authorization" not in answer.body.lower()
     assert TOKEN.encode() not in answer.body
     found = await guarded.events()
@@ -61,7 +69,7 @@ async def test_good_credentials(
     ],
 )
 async def test_bad_credentials(guarded: Proxy, upstream: Upstream, credentials: tuple[str, ...]) -> None:
-    answer = await curl(guarded, f"http://127.0.0.1:{upstream.port}/plain", "-D", "-", *credentials)
+    answer = await asked(guarded, f"http://127.0.0.1:{upstream.port}/plain", "-D", "-", *credentials)
     assert answer.status == 407
     assert b"proxy-authenticate: basic" in answer.body.lower() and b"proxy-authenticate: bearer" in answer.body.lower()
     assert upstream.seen == []
@@ -71,14 +79,14 @@ async def test_bad_credentials(guarded: Proxy, upstream: Upstream, credentials: 
 
 
 async def test_refused_connect(guarded: Proxy, upstream_tls: Upstream) -> None:
-    assert (await curl(guarded, f"https://localhost:{upstream_tls.port}/plain")).status == 407
+    assert (await asked(guarded, f"https://localhost:{upstream_tls.port}/plain")).status == 407
     found = await guarded.events()
     assert [type(event) for event in found] == [AuthAttempted] and upstream_tls.seen == []
 
 
 async def test_success_is_told_once_a_connection(guarded: Proxy, upstream: Upstream) -> None:
     base = f"http://127.0.0.1:{upstream.port}/plain/"
-    await curl(guarded, base + "a", base + "b", base + "c", "-o", "/dev/null", "-o", "/dev/null", *BASIC)
+    await asked(guarded, base + "a", base + "b", base + "c", "-o", "/dev/null", "-o", "/dev/null", *BASIC)
     found = await guarded.events()
     assert len(flows(found)) == 3 and len(flows(found, AuthAttempted)) == 1
 
@@ -87,16 +95,16 @@ async def test_success_is_told_once_a_connection(guarded: Proxy, upstream: Upstr
 async def test_refused_upload_ends_at_once(guarded: Proxy, upstream: Upstream, tmp_path: Path, header: str) -> None:
     path = tmp_path / "upload"
     path.write_bytes(b"x" * 3_000_000)
-    answer = await curl(guarded, f"http://127.0.0.1:{upstream.port}/count", "--data-binary", f"@{path}", "-H", header)
+    answer = await asked(guarded, f"http://127.0.0.1:{upstream.port}/count", "--data-binary", f"@{path}", "-H", header)
     assert answer.status in (407, 0) and answer.code != 28  # not hanging until curl gives up
     assert upstream.seen == []
     [attempt] = flows(await guarded.events(), AuthAttempted)
     assert not attempt.success
-    assert (await curl(guarded, f"http://127.0.0.1:{upstream.port}/plain", *BASIC)).status == 200
+    assert (await asked(guarded, f"http://127.0.0.1:{upstream.port}/plain", *BASIC)).status == 200
 
 
 async def test_a_secret_is_in_no_file(guarded: Proxy, upstream: Upstream) -> None:
-    await curl(guarded, f"http://127.0.0.1:{upstream.port}/plain", *BASIC)
+    await asked(guarded, f"http://127.0.0.1:{upstream.port}/plain", *BASIC)
     encoded = base64.b64encode(f"anna:{TOKEN}".encode())
     for path in guarded.data_dir.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""

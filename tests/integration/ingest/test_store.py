@@ -395,18 +395,22 @@ async def test_a_refused_credential_is_an_error_too(database: str) -> None:
         an_event(events.AuthAttempted, auth_id=ids.new_id(), success=good, username="u", failure_reason=why, seq=n)
         for n, (good, why) in enumerate([(True, ""), (False, "bad password")], 1)
     ]
-    log.add(*attempts)
+    flood = {"success": False, "failure_reason": "wrong token", "attempts": 41}
+    log.add(*attempts, an_event(events.AuthAttempted, auth_id=ids.new_id(), seq=3, **flood))
     await ingest(database, [log.records])
-    assert rows(database, "SELECT error_type, error_message, flow_id FROM errors") == [
-        ("AUTH_FAILURE", "bad password", None)
+    assert rows(database, "SELECT error_type, error_message, flow_id FROM errors ORDER BY occurred_at, error_id") == [
+        ("AUTH_FAILURE", "bad password", None),
+        ("AUTH_FAILURE", "wrong token (41 attempts)", None),
     ]
+    shown = rows(database, "SELECT failure_reason FROM auth_attempts ORDER BY seq")
+    assert shown == [("",), ("bad password",), ("wrong token (41 attempts)",)]
     assert counters(database) == {
-        ("auth_attempts", ""): 2,
-        ("auth_failures", ""): 1,
-        ("errors", ""): 1,
-        ("errors_by_type", "AUTH_FAILURE"): 1,
+        ("auth_attempts", ""): 3,
+        ("auth_failures", ""): 2,
+        ("errors", ""): 2,
+        ("errors_by_type", "AUTH_FAILURE"): 2,
     }
-    assert [row[2:] for row in contents(database)["accounting"]] == [("stored", 2, 2)]
+    assert [row[2:] for row in contents(database)["accounting"]] == [("stored", 3, 3)]
 
 
 async def test_health_is_asked_for_while_streams_are_claimed_on_a_session_of_its_own(database: str) -> None:

@@ -7,10 +7,12 @@ import pytest
 from mitmproxy.connection import Client
 from mitmproxy.test import tflow
 
+from megido_capture.access.addresses import is_loopback
+from megido_capture.access.attempts import Attempts
 from megido_capture.access.authentication import Access, check_listeners
 from megido_capture.access.credentials import Accepted, parse
 from megido_capture.access.farewell import Farewell
-from megido_capture.access.gate import AddressGate, is_loopback
+from megido_capture.access.gate import AddressGate
 from megido_capture.configuration.settings import CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
@@ -57,10 +59,9 @@ def access(parts: Parts, closed: list[bytes] | None = None, **settings: Any) -> 
     made = CaptureSettings(auth_required=True, auth_token=TOKEN, **settings)
     close_with = lambda client, data: (closed if closed is not None else []).append(data)  # noqa: E731
     return Access(
-        parts.emitter,
+        Attempts(parts.emitter, parts.clock),
         parts.registry,
         parts.counters,
-        parts.clock,
         made,
         close_with=close_with,
         transport=lambda client: None,
@@ -71,7 +72,7 @@ def access(parts: Parts, closed: list[bytes] | None = None, **settings: Any) -> 
 def test_its_own_failure_denies(hook: str) -> None:
     parts, flow = Parts(), tflow.tflow()
     guard = access(parts)
-    parts.registry.clients = Broken()
+    parts.registry.clients = Broken({flow.client_conn.id: None})
     getattr(guard, hook)(flow)
     assert flow.response is not None and flow.response.status_code == 407
     assert flow.id in parts.registry.refused and parts.counters["hook_errors:access"] == 1
@@ -105,10 +106,9 @@ def test_a_refused_tunnel_that_was_cut_is_not_remembered() -> None:
 async def test_only_this_machine_while_nobody_named_a_host(peer: str, served: bool) -> None:
     parts = Parts()
     guard = AddressGate(
-        parts.emitter,
+        Attempts(parts.emitter, parts.clock),
         parts.registry,
         parts.counters,
-        parts.clock,
         CaptureSettings(),
         farewell=Farewell(lambda client: None),
         loopback_only=True,

@@ -76,7 +76,7 @@ SAMPLES: list[events.AnyEvent] = [
     ),
     events.ErrorRaised(**COMMON, error_id=OTHER, failure=FAILURE, url="https://x/", client=PEER, posted_id=14),
     events.AuthAttempted(
-        **COMMON, auth_id=OTHER, success=True, username="u", failure_reason="r", client=PEER, posted_id=15
+        **COMMON, auth_id=OTHER, success=True, username="u", failure_reason="r", client=PEER, posted_id=15, attempts=16
     ),
     events.NodeStatus(
         **COMMON,

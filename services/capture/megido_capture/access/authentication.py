@@ -13,19 +13,17 @@ from http import HTTPStatus
 from mitmproxy import connection, http
 from mitmproxy.proxy import mode_specs
 
+from megido_capture.access.addresses import client_key, is_loopback
+from megido_capture.access.attempts import Attempts
 from megido_capture.access.credentials import Accepted, Given, parse
 from megido_capture.access.farewell import TransportOf, answer, cut
-from megido_capture.access.gate import SELF_AUTHENTICATED, client_key, is_loopback
+from megido_capture.access.gate import SELF_AUTHENTICATED
 from megido_capture.access.verifier import Outcome, Verifier
 from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.counters import Counters
-from megido_capture.recording.emitter import Emitter
 from megido_capture.recording.flows import content_length
 from megido_capture.recording.state import ClientState, Registry
-from megido_shared import ids
-from megido_shared.clock import Clock
 from megido_shared.errors import ConfigurationError
-from megido_shared.events import AuthAttempted
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +35,12 @@ RETRY_AFTER = 2
 BUFFER_AT_MOST = 64 * 1024
 """mitmproxy reads a refused request's whole body before it answers; above this the connection is closed instead."""
 
+MAX_REFUSED = 10
+"""Refusals after which a connection is closed. (Over HTTP/2, which clients speak only inside of a tunnel, none is.)"""
+
+LEFT = 5.0
+"""Seconds after which nothing comes any more of a client that has left."""
+
 type CloseWith = Callable[[connection.Client, bytes], None]
 """Writes bytes to a client, past mitmproxy's layers."""
 
@@ -46,19 +50,17 @@ class Access:
 
     def __init__(
         self,
-        emitter: Emitter,
+        attempts: Attempts,
         registry: Registry,
         counters: Counters,
-        clock: Clock,
         settings: CaptureSettings,
         *,
         close_with: CloseWith,
         transport: TransportOf,
     ) -> None:
-        self._emitter = emitter
+        self._attempts = attempts
         self._registry = registry
         self._counters = counters
-        self._clock = clock
         self._close_with = close_with
         self._transport = transport
         self._settings = settings
@@ -66,6 +68,8 @@ class Access:
         self._verifier = Verifier(self._accepted)
         self._tunnels: set[str] = set()
         """Clients whose credentials came with a CONNECT: what their requests inside it carry is for nobody."""
+        self._refused: dict[str, list[str]] = {}
+        """By client, its flows that were refused. Few: it is closed then."""
 
     @property
     def settings(self) -> CaptureSettings:
@@ -101,9 +105,13 @@ class Access:
 
     def client_disconnected(self, client: connection.Client) -> None:
         self._tunnels.discard(client.id)
+        if refused := self._refused.pop(client.id, None):
+            # A CONNECT whose client left meanwhile may get no further hook, or one that is under way still.
+            asyncio.get_running_loop().call_later(LEFT, self._registry.refused.difference_update, refused)
 
     def done(self) -> None:
         self._verifier.close()
+        self._attempts.close()
 
     def _check(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         try:
@@ -149,16 +157,10 @@ class Access:
             self._refuse(flow, throttled=outcome.throttled)
 
     def _tell(self, client: ClientState, username: str, reason: str) -> None:
-        self._emitter.write(
-            AuthAttempted(
-                **self._emitter.terminal(self._clock.time_us()),
-                auth_id=ids.new_id(),
-                success=not reason,
-                username=username,
-                failure_reason=reason,
-                client=client.peer,
-            )
-        )
+        if reason:
+            self._attempts.refused(client.peer, username, reason)
+        else:
+            self._attempts.accepted(client.peer, username)
         self._counters["auth_refused" if reason else "auth_accepted"] += 1
 
     def _failed(self, flow: http.HTTPFlow, error: Exception) -> None:
@@ -166,7 +168,7 @@ class Access:
         self._refuse(flow)
 
     def _refuse(self, flow: http.HTTPFlow, *, throttled: bool = False) -> None:
-        self._registry.refused.add(flow.id)
+        refused = self._remember_refused(flow)
         flow.request.stream = False  # mitmproxy cannot stream the body of an answered request: it would hang
         length = content_length(flow.request.headers)
         unbounded = length is None and "transfer-encoding" in flow.request.headers
@@ -176,13 +178,24 @@ class Access:
             return
         status, text, *fields = _refusal(throttled=throttled)
         flow.response = http.Response.make(status, f"{text}\n", {"Content-Type": "text/plain"})
+        if refused >= MAX_REFUSED:
+            fields.append("Connection: close")
         for field in fields:
             name, _, value = field.partition(": ")
             flow.response.headers.add(name, value)
 
+    def _remember_refused(self, flow: http.HTTPFlow) -> int:
+        """How many of the client's requests have been refused."""
+        self._registry.refused.add(flow.id)
+        if flow.client_conn.id not in self._registry.clients:
+            return 0  # it has left: nothing comes that would forget it
+        refused = self._refused.setdefault(flow.client_conn.id, [])
+        refused.append(flow.id)
+        return len(refused)
+
     def _forget_cut(self, flow: http.HTTPFlow) -> None:
-        if flow.error is not None:
-            self._registry.refused.discard(flow.id)  # cut: no hook comes that would forget it
+        if flow.error is not None or flow.client_conn.id not in self._registry.clients:
+            self._registry.refused.discard(flow.id)  # cut, or left: no hook comes that would forget it
 
     def _revoke(self, state: ClientState) -> None:
         state.authenticated = b""

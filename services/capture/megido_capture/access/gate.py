@@ -3,26 +3,20 @@
 Only the address of the connection counts: `X-Forwarded-For` and its kin are what anybody may write.
 """
 
-import functools
-import ipaddress
 from collections.abc import Awaitable
 from http import HTTPStatus
 
 from mitmproxy import connection
 from mitmproxy.proxy import mode_specs
 
+from megido_capture.access.addresses import Address, address_of, is_loopback
+from megido_capture.access.attempts import Attempts
 from megido_capture.access.farewell import Farewell, cut
 from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.counters import Counters
-from megido_capture.recording.emitter import Emitter
 from megido_capture.recording.flows import client_peer
 from megido_capture.recording.state import Registry
-from megido_shared import ids
-from megido_shared.clock import Clock
-from megido_shared.events import AuthAttempted
 from megido_shared.networks import Network, parse_networks
-
-type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 SELF_AUTHENTICATED = (mode_specs.WireGuardMode, mode_specs.LocalMode, mode_specs.TunMode)
 """Modes whose clients come through a key or from this machine's own kernel; they know of no proxy."""
@@ -59,10 +53,9 @@ class AddressGate:
 
     def __init__(
         self,
-        emitter: Emitter,
+        attempts: Attempts,
         registry: Registry,
         counters: Counters,
-        clock: Clock,
         settings: CaptureSettings,
         *,
         farewell: Farewell,
@@ -70,10 +63,9 @@ class AddressGate:
     ) -> None:
         self.loopback_only = loopback_only
         """Nobody named an address to listen on: only this machine is served, whatever the listener does."""
-        self._emitter = emitter
+        self._attempts = attempts
         self._registry = registry
         self._counters = counters
-        self._clock = clock
         self._farewell = farewell
         self._lists = AddressLists(settings.ip_whitelist, settings.ip_blacklist)
 
@@ -107,41 +99,7 @@ class AddressGate:
 
     def _tell(self, client: connection.Client, why: str) -> None:
         self._counters["refused_addresses"] += 1
-        self._emitter.write(
-            AuthAttempted(
-                **self._emitter.terminal(self._clock.time_us()),
-                auth_id=ids.new_id(),
-                success=False,
-                failure_reason=why,
-                client=client_peer(client),
-            )
-        )
-
-
-def address_of(host: str) -> Address | None:
-    """The address that a peer's name stands for: without its zone, IPv4 out of IPv4-mapped IPv6."""
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def client_key(host: str) -> str:
-    """What limits are counted by: the address, or the /64 of an IPv6 one, of which a single client has any number."""
-    address = address_of(host)
-    if isinstance(address, ipaddress.IPv6Address):
-        return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
-    return host if address is None else str(address)
-
-
-@functools.lru_cache(1024)
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    address = address_of(host)
-    return address is not None and address.is_loopback
+        self._attempts.refused(client_peer(client), "", why)
 
 
 def _containing(networks: tuple[Network, ...], address: Address) -> Network | None:

@@ -6,8 +6,8 @@ from http import HTTPStatus
 from mitmproxy import connection, http, tcp, tls
 from mitmproxy.proxy import layer, mode_specs, server_hooks
 
+from megido_capture.access.addresses import client_key
 from megido_capture.access.farewell import Farewell, cut
-from megido_capture.access.gate import client_key
 from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.counters import Counters, contained
 from megido_capture.limits.client_deadlines import ClientDeadlines

@@ -6,7 +6,8 @@ from enum import Enum
 
 from mitmproxy import connection, tls
 
-from megido_capture.access.gate import SELF_AUTHENTICATED, client_key
+from megido_capture.access.addresses import client_key
+from megido_capture.access.gate import SELF_AUTHENTICATED
 from megido_capture.recording.state import Registry
 
 IDLE = 1.0

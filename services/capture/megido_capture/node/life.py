@@ -136,6 +136,7 @@ class Node:
                 parts.recorder.tick,
                 parts.timeouts.tick,
                 parts.limits.tick,
+                parts.attempts.tick,
                 self.heartbeat.tick,
                 self._keep_forwarding,
             ):

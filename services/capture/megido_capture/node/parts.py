@@ -8,6 +8,7 @@ from typing import Any
 from mitmproxy import connection, http
 from mitmproxy.addons.proxyserver import Proxyserver
 
+from megido_capture.access.attempts import Attempts
 from megido_capture.access.authentication import Access
 from megido_capture.access.closed import Closed
 from megido_capture.access.farewell import Farewell, cut
@@ -102,7 +103,8 @@ class Parts:
     def _admit(self) -> None:
         """Who is served, and where to."""
         place, settings, handlers = self._place, self.settings, self.handlers
-        told = (self.emitter, self.registry, self.counters, self.clock, settings)
+        self.attempts = Attempts(self.emitter, self.clock)
+        told = (self.attempts, self.registry, self.counters, settings)
         self.farewell = Farewell(handlers.transport)
         self.gate = AddressGate(*told, farewell=self.farewell, loopback_only=place.loopback_only)
         self.access = Access(*told, close_with=handlers.close_with, transport=handlers.transport)
