@@ -1,4 +1,4 @@
-"""Writes `docs/reference/`: the events' JSON Schema, the AsyncAPI document, the table of topics.
+"""Writes `docs/reference/`: the events' JSON Schema, the AsyncAPI document, the topics, the help of every command.
 
 Usage: python scripts/reference.py [--check]. With --check nothing is written; exit code 1 names what is stale.
 A test runs the check, so that the reference cannot fall behind the code.
@@ -8,12 +8,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import _json_schema
+from typer.main import get_command
 
+from megido.app import app
+from megido.main import SERVICES
 from megido_shared import events
 from megido_shared.bus.topics import TOPICS, Topic
 
@@ -118,33 +122,30 @@ def topics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-COMMANDS = {
-    "megido up": ("megido", "up"),
-    "megido capture": ("megido_capture",),
-    "megido ingest": ("megido_ingest",),
-    "megido api": ("megido_api",),
-    "megido replayer": ("megido_replayer",),
-    "the forwarder": ("megido_shared.bus.forwarder",),
-    "megido migrate": ("megido", "migrate"),
-    "megido list": ("megido", "list"),
-    "megido search": ("megido", "search"),
-    "megido errors": ("megido", "errors"),
-    "megido show": ("megido", "show"),
-    "megido replay": ("megido", "replay"),
-    "megido replay-range": ("megido", "replay-range"),
-    "megido config show": ("megido", "config", "show"),
-    "megido config set": ("megido", "config", "set"),
-    "megido config unset": ("megido", "config", "unset"),
-    "megido config history": ("megido", "config", "history"),
-    "megido rules list": ("megido", "rules", "list"),
-    "megido nodes": ("megido", "nodes"),
-}
+def commands() -> dict[str, tuple[str, ...]]:
+    """By title the module to run and the words behind it: every command that there is, groups followed to their
+    ends, and the forwarder, which is a child of others."""
+    found = {f"megido {' '.join(words)}": ("megido", *words) for words in _words(get_command(app))}
+    for service, (module, _) in SERVICES.items():
+        found[f"megido {service}"] = (module.removesuffix(".__main__"),)
+    return {"megido": ("megido",), **found, "the forwarder": ("megido_shared.bus.forwarder",)}
+
+
+def _words(command: Any) -> Iterator[tuple[str, ...]]:
+    """Of each command below a group. A group of its own says nothing that its commands do not say."""
+    for name, below in getattr(command, "commands", {}).items():
+        if below.hidden:
+            continue
+        if not hasattr(below, "commands"):
+            yield (name,)
+        for words in _words(below):
+            yield (name, *words)
 
 
 def commands_page() -> str:
     """What `--help` of each command prints."""
     lines = ["# Commands", "", "Made by `scripts/reference.py`: what `--help` says.", ""]
-    for title, (module, *words) in COMMANDS.items():
+    for title, (module, *words) in commands().items():
         lines += [f"## {title}", "", "```text", _help(module, *words), "```", ""]
     return "\n".join(lines)
 

@@ -58,6 +58,19 @@ def test_the_schema_describes_what_is_sent(event: events.AnyEvent) -> None:
         jsonschema.Draft202012Validator(schema).validate(plain | {"event_id": 5})
 
 
+def test_the_reference_has_every_command() -> None:
+    page = (reference.FOLDER / "commands.md").read_text()
+    titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert titles == list(reference.commands())
+    assert {
+        "megido up",
+        "megido capture",
+        "megido accounting",
+        "megido dead-letters redrive",
+        "megido rules list",
+    } < set(titles)
+
+
 def test_the_reference_is_fresh() -> None:
     assert reference.stale() == [], "run: .venv/bin/python scripts/reference.py"
 
