@@ -119,8 +119,16 @@ async def fault(load: Load) -> None:
 
 
 async def check(bootstrap: str, ledger: list[str], seconds: float = 90) -> list[Any]:
-    """Reads the topics as any Kafka client does until everything in the ledger is there. What came twice is the same
-    event, and first occurrences are in the order in which the proxy wrote them. Returns these."""
+    """Reads the topics until everything in the ledger is there. First occurrences, which are returned, are in the order
+    in which the proxy wrote them."""
+    first = await arrived(bootstrap, ledger, seconds)
+    _check_order([(partition, value) for topic, partition, value in first if topic == TOPIC])
+    return [events.decode(value) for _, _, value in first]
+
+
+async def arrived(bootstrap: str, ledger: list[str], seconds: float = 90) -> list[tuple[str, int, bytes]]:
+    """Topic, partition and value of all records, read as any Kafka client does, each once: what came again is the same
+    event. Waits until everything in the ledger is there."""
     await until_topic(bootstrap)
     wanted = set(ledger)
     found: list[tuple[str, int, bytes]] = []
@@ -141,11 +149,9 @@ async def check(bootstrap: str, ledger: list[str], seconds: float = 90) -> list[
     finally:
         await reader.stop()
     first = list(dict.fromkeys(found))
-    decoded = [events.decode(value) for _, _, value in first]
-    assert len({event.event_id for event in decoded}) == len(first), "an event came twice, and differently"
+    assert len({events.decode(value).event_id for _, _, value in first}) == len(first), "one came again, differently"
     print(f"{len(ledger)} answered, {len(found)} records on the topics, {len(found) - len(first)} of them again")
-    _check_order([(partition, value) for topic, partition, value in first if topic == TOPIC])
-    return decoded
+    return first
 
 
 async def _at_end(reader: AIOKafkaConsumer) -> bool:
