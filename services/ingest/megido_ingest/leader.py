@@ -1,5 +1,6 @@
 """The background work that one ingest process does for all: partitions, open flows of nodes that are gone, the
-outbox, JSON logs. Who holds a session's advisory lock is the leader; when its session ends, another takes over."""
+outbox, JSON logs, the text index. Who holds a session's advisory lock is the leader; when its session ends, another
+takes over."""
 
 import asyncio
 import logging
@@ -16,8 +17,10 @@ from psycopg.rows import TupleRow
 from megido_ingest import assembly, failures
 from megido_ingest.accounts import AccountMetrics, keep_shown
 from megido_ingest.health import Health
+from megido_ingest.indexer import IndexMetrics, TextIndexer
 from megido_ingest.jsonlogs import JsonLogWriter, LogLayout
 from megido_ingest.metrics import Metrics
+from megido_ingest.rollups import prune
 from megido_ingest.session import Session, commit, fetch_one
 from megido_shared.bus.base import Bus
 from megido_shared.clock import Clock
@@ -150,6 +153,7 @@ class Leader:
         self._open_flows = OpenFlows(self._session, clock, health, metrics)
         self._clock = clock
         self._accounts = AccountMetrics(metrics.registry)
+        self._index_metrics = IndexMetrics(metrics.registry)
         self._partitions_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -183,6 +187,7 @@ class Leader:
             asyncio.create_task(_kept_up("outbox relay", relay.run, resign)),
             asyncio.create_task(_kept_up("JSON logs", logs.run, resign)),
             asyncio.create_task(_kept_up("accounting", self._show_accounts, resign)),
+            asyncio.create_task(_kept_up("text index", TextIndexer(self._url, self._index_metrics).run, resign)),
         ]
         try:
             while not stop.is_set():
@@ -208,6 +213,7 @@ class Leader:
         made = (await fetch_one(await connection.execute(PARTITIONS_AHEAD)))[0]
         if made:
             _log.info("%d partitions were made", made)
+        await prune(connection)
         self._partitions_at = now + PARTITIONS_S
 
 

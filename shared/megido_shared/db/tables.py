@@ -107,18 +107,26 @@ bodies = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+flow_lines = Table(
+    "flow_lines",
+    metadata,
+    Column("flow_id", Uuid, primary_key=True),
+    Column("line", Text, nullable=False, comment="the URL, a line feed, the user agent"),
+)
+"""For searches in URLs; behind `flows` by what the feed holds past the cursor `LINE_INDEX`."""
+
 flow_text = Table(
     "flow_text",
     metadata,
     Column("flow_id", Uuid, primary_key=True),
-    Column("line", Text, nullable=False, comment="the URL, a line feed, the user agent"),
     Column("headers", Text, nullable=False, comment="`name: value`, a line each, of request and response"),
     Column("request_body", Text, comment="bodytext; null without text"),
     Column("response_body", Text),
     Column("lossy", Boolean, nullable=False, comment="a body's text is not the whole body, or not exactly it"),
 )
-"""What is searched in, behind `flows` by what the feed holds past the cursor `TEXT_INDEX`."""
+"""For searches in headers and bodies; behind `flows` by what the feed holds past the cursor `TEXT_INDEX`."""
 
+LINE_INDEX = "line-index"
 TEXT_INDEX = "text-index"
 
 body_chunks = Table(

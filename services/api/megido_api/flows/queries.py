@@ -3,14 +3,15 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select
+from sqlalchemy import ColumnElement, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api import paging
-from megido_shared.db.tables import counters, flows, posted_requests
+from megido_shared import ids
+from megido_shared.db import search
+from megido_shared.db.tables import counters, flow_lines, flows, posted_requests
 
 _c = flows.c
 _LISTED = (
@@ -33,6 +34,8 @@ _LISTED = (
     _c.cached,
     _c.error_type,
 )
+_APART = timedelta(seconds=2)
+"""Between the time of a captured flow and that of its id; a wrong one costs time, not matches."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 
 
@@ -53,11 +56,6 @@ class Filters:
         return self == Filters()
 
 
-def selection(filters: Filters) -> Select[Any]:
-    """The listed columns of the flows that the filters select, in no order."""
-    return select(*_LISTED).where(and_(True, *_conditions(filters)))
-
-
 def _conditions(filters: Filters) -> Sequence[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if filters.method:
@@ -69,15 +67,28 @@ def _conditions(filters: Filters) -> Sequence[ColumnElement[bool]]:
     if filters.is_replay is not None:
         found.append(_c.is_replay == filters.is_replay)
     if filters.search:
-        pattern = paging.contains(filters.search)
-        found.append(or_(*(column.ilike(pattern, escape="\\") for column in (_c.url, _c.host, _c.user_agent))))
-    if filters.before is not None:
-        newest = filters.before
-        found.append(_c.flow_id < newest if isinstance(newest, uuid.UUID) else _c.started_at < newest)
-    if filters.after is not None:
-        oldest = filters.after
-        found.append(_c.flow_id > oldest if isinstance(oldest, uuid.UUID) else _c.started_at >= oldest)
+        found.append(or_(*(_like(column, filters.search) for column in (_c.url, _c.host, _c.user_agent))))
+    if isinstance(filters.before, datetime):
+        found.append(_c.started_at < filters.before)
+    if isinstance(filters.after, datetime):
+        found.append(_c.started_at >= filters.after)
     return found
+
+
+def _search(filters: Filters, cursor: uuid.UUID | None = None) -> search.Search:
+    bounds = [bound for bound in (cursor, filters.before) if isinstance(bound, uuid.UUID)]
+    return search.Search(
+        where=_conditions(filters),
+        # The URL holds the host.
+        line=_like(flow_lines.c.line, filters.search) if filters.search else None,
+        before=min(bounds, default=None),
+        after=filters.after if isinstance(filters.after, uuid.UUID) else None,
+        earlier=ids.floor_id(filters.before + _APART) if isinstance(filters.before, datetime) else None,
+    )
+
+
+def _like(column: ColumnElement[str], text: str) -> ColumnElement[bool]:
+    return column.ilike(paging.contains(text), escape="\\")
 
 
 def _method_is(method: str) -> ColumnElement[bool]:
@@ -90,15 +101,14 @@ async def page(
     connection: AsyncConnection, filters: Filters, *, cursor: uuid.UUID | None, limit: int, offset: int
 ) -> paging.Page:
     """Newest first; with a cursor, what is older than it."""
-    query = selection(filters).order_by(_c.flow_id.desc())
-    if cursor is not None:
-        query = query.where(_c.flow_id < cursor)
-    return await paging.fetch(connection, query, limit, offset)
+    rows = await search.newest(connection, _LISTED, _search(filters, cursor), limit + 1, offset)
+    return paging.Page(rows[:limit], more=len(rows) > limit)
 
 
 async def total(connection: AsyncConnection, filters: Filters) -> paging.Total:
     """Counted up to the cap; past it, without a filter, estimated from ingest's counter."""
-    counted = await paging.count(connection, selection(filters))
+    found = await search.count(connection, _search(filters), paging.COUNT_CAP + 1)
+    counted = paging.Total(min(found, paging.COUNT_CAP), exact=found <= paging.COUNT_CAP)
     if counted.exact or not filters.none:
         return counted
     query = select(func.coalesce(func.sum(counters.c.value), 0)).where(counters.c.name == "requests")
