@@ -120,6 +120,7 @@ async def serve(settings: Settings) -> None:
             metrics=metrics,
             health=health,
             log_layout=settings.log_layout,
+            data_dir=common.data_dir,
         )
         tasks = [
             asyncio.create_task(worker.run(stop)),

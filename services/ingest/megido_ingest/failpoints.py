@@ -16,6 +16,7 @@ POINTS = (
     "after_commit",
     "after_bus_commit",
 )
+RETENTION_POINTS = ("retention_after_day", "retention_after_rows", "retention_after_logs")
 
 _name, _, _rest = os.environ.get("MEGIDO_FAILPOINT", "").partition(":")
 _left = int(_rest.partition(":")[0] or 1)

@@ -20,10 +20,12 @@ from megido_ingest.health import Health
 from megido_ingest.indexer import IndexMetrics, TextIndexer
 from megido_ingest.jsonlogs import JsonLogWriter, LogLayout
 from megido_ingest.metrics import Metrics
+from megido_ingest.retention import Keeper, Places, RetentionMetrics
 from megido_ingest.rollups import prune
 from megido_ingest.session import Session, commit, fetch_one
 from megido_shared.bus.base import Bus
 from megido_shared.clock import Clock
+from megido_shared.datadir import DataDir
 from megido_shared.db.connect import create_engine
 from megido_shared.db.migrate import PARTITIONS_AHEAD
 from megido_shared.db.outbox import Relay
@@ -143,16 +145,19 @@ class Leader:
         metrics: Metrics,
         health: Health,
         log_layout: LogLayout = "tree",
+        data_dir: DataDir | None = None,
     ) -> None:
         self._url = url
         self._bus = bus
         self._log_root = log_root
         self._log_layout = log_layout
+        self._places = Places(log_root, data_dir)
         self._metrics = metrics
         self._session = Session(url, "megido ingest leader", shard=False)
         self._open_flows = OpenFlows(self._session, clock, health, metrics)
         self._clock = clock
         self._accounts = AccountMetrics(metrics.registry)
+        self._retention_metrics = RetentionMetrics(metrics.registry)
         self._index_metrics = IndexMetrics(metrics.registry)
         self._partitions_at = 0.0
 
@@ -183,8 +188,10 @@ class Leader:
         engine = create_engine(self._url, application_name="megido ingest outbox", pool_size=2)
         relay = Relay(engine, lambda: self._bus.producer("ingest"))
         logs = JsonLogWriter(self._url, self._log_root, self._log_layout)
+        keeper = Keeper(self._url, self._places, self._clock, self._retention_metrics)
         tasks = [
             asyncio.create_task(_kept_up("outbox relay", relay.run, resign)),
+            asyncio.create_task(_kept_up("retention", keeper.run, resign)),
             asyncio.create_task(_kept_up("JSON logs", logs.run, resign)),
             asyncio.create_task(_kept_up("accounting", self._show_accounts, resign)),
             asyncio.create_task(_kept_up("text index", TextIndexer(self._url, self._index_metrics).run, resign)),

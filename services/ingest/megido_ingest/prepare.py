@@ -2,6 +2,7 @@
 
 import struct
 import uuid
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from megido_ingest import flows, rows, views
-from megido_ingest.packing import EPOCH_2000_US
+from megido_ingest.packing import EPOCH_2000_DAYS, EPOCH_2000_US
 from megido_shared import events, ids, redrive
 from megido_shared.bus.base import Batch, Gap, Record, Stream
 from megido_shared.db import codecs
@@ -53,6 +54,7 @@ class BodyCache:
 
     def __init__(self, limit: int = 50_000) -> None:
         self._known: dict[tuple[int, bytes], None] = {}
+        self._oldest = 0
         self._limit = limit
         self.version = 0
 
@@ -60,8 +62,12 @@ class BodyCache:
         return key in self._known
 
     def add(self, keys: Iterable[tuple[int, bytes]], today: int) -> None:
+        yesterday = int(time.time() // 86_400) - EPOCH_2000_DAYS - 1
+        if yesterday > self._oldest:  # retention may take what lies before it
+            self._known = {key: None for key in self._known if key[0] >= yesterday}
+            self._oldest = yesterday
         for key in keys:
-            if abs(key[0] - today) <= 1:
+            if key[0] >= yesterday and abs(key[0] - today) <= 1:
                 self._known[key] = None
         while len(self._known) > self._limit:
             del self._known[next(iter(self._known))]

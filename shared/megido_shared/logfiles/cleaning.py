@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from megido_shared.logfiles import folders
+from megido_shared.logfiles.folders import Folders
 from megido_shared.logfiles.reading import DAY, KINDS, hour_of
 
+_DEEPEST = 8
 SPARED = timedelta(hours=2)
 """What was written so recently is not removed for its size: somebody is looking at it, or writing it."""
 
@@ -63,25 +65,19 @@ def plan(root: Path, *, days: int | None = None, max_bytes: int | None = None, n
 def remove(root: Path, units: Collection[Unit]) -> Cleanup:
     """Removes them; answers what went. Two at once, and a kill in between, are fine. Raises OSError."""
     gone: list[Unit] = []
-    try:
-        base = folders.open_root(root)
-    except FileNotFoundError:
-        return Cleanup((), 0)
+    known = Folders(root)
     try:
         for unit in units:
-            kind, _, name = unit.folder.partition("/")
-            with folders.opened(base, kind) as above:
-                if above is None:
-                    continue
-                with folders.opened(above, name) as folder:
-                    if folder is None:
-                        continue
-                    files, size = _remove(folder, unit)
-                with suppress(OSError):  # something else lies in it, or somebody was quicker
-                    os.rmdir(name, dir_fd=above)
-                gone.append(Unit(unit.hour, unit.folder, files, size))
+            try:
+                files, size = _remove(known.get(unit.folder), unit)
+            except FileNotFoundError:  # somebody was quicker
+                continue
+            above, _, name = unit.folder.rpartition("/")
+            with suppress(OSError):  # something else lies in it
+                os.rmdir(name, dir_fd=known.get(above))
+            gone.append(Unit(unit.hour, unit.folder, files, size))
     finally:
-        os.close(base)
+        known.close()
     return Cleanup(tuple(gone), 0)
 
 
@@ -91,21 +87,37 @@ def cleanup(log_root: Path, days: int) -> int:
 
 
 def measure(root: Path) -> Iterator[Unit]:
-    """All that could ever go, in units."""
+    """All that could ever go, in units: in the root and in the folders below it that `log_directory` named."""
+    known = Folders(root)
     try:
-        base = folders.open_root(root)
+        known.get()
     except FileNotFoundError:
         return
     try:
-        for kind in KINDS:
-            with folders.opened(base, kind) as above:
-                for name in () if above is None else folders.folders_in(above):
-                    assert above is not None
-                    with folders.opened(above, name) as folder:
-                        if folder is not None and (kind == "websockets" or DAY.fullmatch(name)):
-                            yield from _units(folder, f"{kind}/{name}")
+        for place in _places(known, ""):
+            for kind in KINDS:
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    yield from _of_kind(known, f"{place}{kind}", kind)
     finally:
-        os.close(base)
+        known.close()
+
+
+def _places(known: Folders, inside: str) -> Iterator[str]:
+    """The root, and every folder below it that is not one of a place's own, as `""` or `path/`."""
+    yield inside
+    if inside.count("/") >= _DEEPEST:
+        return
+    for name in folders.folders_in(known.get(inside.rstrip("/"))):
+        if name not in KINDS:
+            with suppress(FileNotFoundError, PermissionError):
+                yield from _places(known, f"{inside}{name}/")
+
+
+def _of_kind(known: Folders, path: str, kind: str) -> Iterator[Unit]:
+    for name in folders.folders_in(known.get(path)):
+        if kind == "websockets" or DAY.fullmatch(name):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield from _units(known.get(f"{path}/{name}"), f"{path}/{name}")
 
 
 def _day(now: datetime, days: int) -> str:
