@@ -436,6 +436,8 @@ async def test_configuration_is_the_last_value_of_a_scope(bus: Bus) -> None:
     await bus.put_config(scope, bytes(range(256)))
     assert await bus.get_config(scope) == bytes(range(256))
     assert await bus.get_config(other) == b"other"
+    found = await bus.get_configs()
+    assert (found[scope], found[other]) == (bytes(range(256)), b"other")
 
 
 async def test_watching_tells_the_current_value_and_the_later_ones(bus: Bus, open_bus: OpenBus) -> None:

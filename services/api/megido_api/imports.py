@@ -7,18 +7,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_api.config import changes
 from megido_api.rules import queries
-from megido_api.snapshots import raise_version, record
+from megido_api.snapshots import GLOBAL, raise_version, record
 from megido_shared.config import PayloadRule, ProxySettings, Snapshot
 
 BY = "imported from the bus"
 
 
 async def take_over(connection: AsyncConnection, snapshot: Snapshot) -> int:
-    """Stores settings and rules of a scope, above the version that proxies know, and records it; the new version.
-    Rules get new numbers."""
+    """Stores what a scope says, above the version that proxies know, and records it; the new version. Rules are all in
+    the global scope; they get new numbers."""
     version = await raise_version(connection, snapshot.scope, at_least=snapshot.version + 1, settings=snapshot.settings)
     difference = changes.difference(ProxySettings(), snapshot.settings)
-    for rule in snapshot.rules:
+    for rule in snapshot.rules if snapshot.scope == GLOBAL else ():
         values = _values(rule)
         row = await queries.create(connection, values)
         difference[f"payload_rules.{row.id}"] = {"old": None, "new": values}

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 import msgspec
 from psycopg import Error as PsycopgError
@@ -67,43 +68,50 @@ class SnapshotPublisher:
             async with self._engine.begin() as connection, asyncio.timeout(_BUS_TIMEOUT_S):
                 await _lock(connection)
                 wanted = {snapshot.scope: snapshot for snapshot in await snapshots(connection)}
+                new = [snapshot for scope, snapshot in wanted.items() if self._seen.get(scope) != snapshot]
+                if GLOBAL in wanted and not new:
+                    return
+                on_bus = _decoded(await self._bus.get_configs())
                 if GLOBAL not in wanted:
-                    await self._begin(connection)
+                    await self._begin(connection, on_bus)
                     continue
                 hidden: dict[str, int] = {}
-                for scope, snapshot in wanted.items():
-                    if self._seen.get(scope) != snapshot:
-                        hidden |= await self._put(snapshot)
+                for snapshot in new:
+                    hidden |= await self._put(snapshot, on_bus.get(snapshot.scope))
                 if not hidden:
                     return
                 # Committed before anything is published: a version must never be given twice.
                 for scope, version in hidden.items():
                     await raise_version(connection, scope, at_least=version + 1)
 
-    async def _begin(self, connection: AsyncConnection) -> None:
+    async def _begin(self, connection: AsyncConnection, on_bus: Mapping[str, Snapshot]) -> None:
         """The first version of a database that nobody has written. What the bus has outlived the database before it:
-        it becomes the truth again, for no settings at all would open every proxy. Raises Unavailable while the bus
-        cannot say."""
-        found = _decode(await self._bus.get_config(GLOBAL))
+        it becomes the truth again, all scopes of it, for no settings at all would open every proxy."""
         await lock_changes(connection)
-        if await snapshots(connection, [GLOBAL]):
+        known = {snapshot.scope for snapshot in await snapshots(connection)}
+        if GLOBAL in known:
             return  # somebody changed the configuration meanwhile, and that is what was wanted last
-        if found is None or not (found.rules or given(found.settings)):
-            await raise_version(connection, GLOBAL, at_least=1 if found is None else found.version + 1)
-            return
-        version = await imports.take_over(connection, found)
-        _log.warning(
-            "configuration: the database is new and the bus has version %d of an older one: its settings and %d rules "
-            "are taken over as version %d",
-            found.version,
-            len(found.rules),
-            version,
-        )
+        told = [
+            found for found in on_bus.values() if found.scope not in known and (found.rules or given(found.settings))
+        ]
+        # In the order of their versions: these are counted over all scopes, and so are the new ones.
+        for found in sorted(told, key=lambda found: found.version):
+            version = await imports.take_over(connection, found)
+            _log.warning(
+                "configuration: the database is new and the bus has version %d of %s from an older one: its settings "
+                "and %d rules are taken over as version %d",
+                found.version,
+                found.scope,
+                len(found.rules),
+                version,
+            )
+        if not any(found.scope == GLOBAL for found in told):
+            empty = on_bus.get(GLOBAL)
+            await raise_version(connection, GLOBAL, at_least=1 if empty is None else empty.version + 1)
 
-    async def _put(self, wanted: Snapshot) -> dict[str, int]:
-        """The version on the bus that keeps proxies from taking the wanted snapshot, by its scope; empty when they
-        will."""
-        current = _decode(await self._bus.get_config(wanted.scope))
+    async def _put(self, wanted: Snapshot, current: Snapshot | None) -> dict[str, int]:
+        """Puts it on the bus, which has `current`. The version that keeps proxies from taking it, by its scope; empty
+        when they will."""
         if current is not None and _hides(current, wanted):
             return {wanted.scope: current.version}
         if current != wanted:
@@ -133,12 +141,16 @@ def _hides(current: Snapshot, wanted: Snapshot) -> bool:
     return current != wanted and current.version >= wanted.version
 
 
-def _decode(raw: bytes | None) -> Snapshot | None:
-    """A value that nobody can read counts as none: it is replaced."""
-    if raw is None:
-        return None
-    try:
-        return decode_snapshot(raw)
-    except msgspec.DecodeError:
-        _log.warning("configuration: the bus holds a snapshot that cannot be read; it is replaced")
-        return None
+def _decoded(on_bus: Mapping[str, bytes]) -> dict[str, Snapshot]:
+    """A value that nobody can read, or that is of another scope, counts as none: it is replaced."""
+    found = {}
+    for scope, raw in on_bus.items():
+        try:
+            snapshot = decode_snapshot(raw)
+            if snapshot.scope != scope:
+                raise msgspec.ValidationError("it is of another scope")
+        except msgspec.DecodeError as error:
+            _log.warning("configuration: the bus holds a snapshot of %.200r that cannot be read: %s", scope, error)
+        else:
+            found[scope] = snapshot
+    return found

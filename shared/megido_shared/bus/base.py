@@ -169,6 +169,9 @@ class Bus(Protocol):
     async def get_config(self, scope: str) -> bytes | None:
         """The current value, or None."""
 
+    async def get_configs(self) -> Mapping[str, bytes]:
+        """The current value of every scope that has one, read at once."""
+
     def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         """First the current value of each scope that has one, then every later value as it comes. A value that
         was replaced before it was read may be skipped."""

@@ -352,3 +352,42 @@ async def test_a_new_database_takes_over_what_the_bus_has(settings: Settings) ->
         assert change["changes"]["ip_blacklist"] == {"old": None, "new": "10.0.0.0/8"} and "argon2" not in str(change)
     async with running(settings, bus) as api:
         assert (await api.get(f"{PATH}history/"))["total"] == 1 and len(await api.get(f"{PATH}active/")) == 1
+
+
+async def test_every_scope_of_the_bus_is_taken_over(settings: Settings) -> None:
+    """Also one that denies more than the global one, and in the order in which they were said."""
+    bus = LocalBus(settings.common.data_dir)
+    rule = PayloadRule(id=77, **RULE)
+    told = [
+        Snapshot(scope="node:n-0", version=70, settings=ProxySettings(ip_blacklist="10.0.0.0/8")),
+        Snapshot(scope="global", version=72, settings=ProxySettings(auth_token_hash="$argon2id$x"), rules=(rule,)),
+        Snapshot(scope="app:a b/c", version=71, settings=ProxySettings(auth_enabled=True), rules=(rule,)),
+        Snapshot(scope="app:left", version=80),
+    ]
+    for snapshot in told:
+        await bus.put_config(snapshot.scope, encode_snapshot(snapshot))
+    await bus.put_config("app:broken", b"{")
+    await bus.put_config("app:liar", encode_snapshot(Snapshot(scope="global", version=99)))
+    async with running(settings, bus) as api:
+        node, app, top = [await published(api, scope, 71) for scope in ("node:n-0", "app:a b/c", "global")]
+        assert (node.version, app.version, top.version) == (71, 72, 73)
+        assert (node.settings, app.settings, top.settings) == (told[0].settings, told[2].settings, told[1].settings)
+        assert [len(snapshot.rules) for snapshot in (node, app, top)] == [0, 0, 1], "rules are in the global one"
+        changes = (await api.get(f"{PATH}history/"))["changes"]
+        assert [(change["version"], change["scope"]) for change in changes] == [
+            (73, "global"),
+            (72, "app:a b/c"),
+            (71, "node:n-0"),
+        ]
+        changed = await api.send("PATCH", f"{PATH}app:left/", {"max_body_size": 1})
+        assert (await published(api, "app:left", 81)).settings.max_body_size == 1, "above what proxies know of it"
+        assert changed["version"] == 74
+
+
+async def test_a_bus_without_a_global_scope_gives_its_others(settings: Settings) -> None:
+    bus = LocalBus(settings.common.data_dir)
+    said = ProxySettings(ip_blacklist="10.0.0.0/8")
+    await bus.put_config("app:a", encode_snapshot(Snapshot(scope="app:a", version=70, settings=said)))
+    async with running(settings, bus) as api:
+        assert (await published(api, "app:a", 71)).settings == said
+        assert (await published(api)).settings == ProxySettings()

@@ -139,10 +139,10 @@ class ConfigSource:
     async def _reread_bus(self) -> None:
         bus = self._open_bus()
         try:
+            found = await bus.get_configs()
             for scope in self._live.scopes:
-                raw = await bus.get_config(scope)
-                if raw is not None:  # nothing there says nothing: a bus that is new has not been told yet
-                    self._take(scope, raw)
+                if scope in found:  # nothing there says nothing: a bus that is new has not been told yet
+                    self._take(scope, found[scope])
         finally:
             await bus.close()
         self._succeeded()

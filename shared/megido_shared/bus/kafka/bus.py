@@ -136,6 +136,9 @@ class KafkaBus:
     async def get_config(self, scope: str) -> bytes | None:
         return await self._config.get(scope)
 
+    async def get_configs(self) -> Mapping[str, bytes]:
+        return await self._config.all()
+
     def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         return self._config.watch(scopes)
 

@@ -26,11 +26,17 @@ class ConfigTopic:
 
     async def get(self, scope: str) -> bytes | None:
         """The current value, or None. Raises Unavailable."""
+        return (await self.all()).get(scope)
+
+    async def all(self) -> dict[str, bytes]:
+        """The current values by scope. Raises Unavailable."""
         async with self._reader() as reader:
-            return (await within(READ_SECONDS, _to_end(reader), "reading the configuration")).get(scope.encode())
+            found = await within(READ_SECONDS, _to_end(reader), "reading the configuration")
+        return {key.decode(errors="replace"): value for key, value in found.items() if value is not None}
 
     async def watch(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
-        """Never ends by itself: a broker that is away is waited for."""
+        """Never ends by itself: a broker that is away is waited for. A tombstone tells nothing: what somebody took
+        off the topic is not thereby allowed."""
         wanted = {scope.encode(): scope for scope in scopes}
         told: dict[bytes, bytes] = {}
         while True:
@@ -39,7 +45,7 @@ class ConfigTopic:
                     found = await within(READ_SECONDS, _to_end(reader), "reading the configuration")
                     while True:
                         for key, value in found.items():
-                            if key in wanted and told.get(key) != value:
+                            if key in wanted and value is not None and told.get(key) != value:
                                 told[key] = value
                                 yield wanted[key], value
                         found = await _more(reader, 1000)
@@ -59,18 +65,20 @@ class ConfigTopic:
             await ended(reader.stop())
 
 
-async def _to_end(reader: AIOKafkaConsumer) -> dict[bytes, bytes]:
+type Values = dict[bytes, bytes | None]
+"""By key the last value; None is a tombstone (compaction takes the key away for whoever reads from the beginning)."""
+
+
+async def _to_end(reader: AIOKafkaConsumer) -> Values:
     """The last value of every scope as of now."""
     [partition] = reader.assignment()
     end = (await reader.end_offsets([partition]))[partition]
-    found: dict[bytes, bytes] = {}
+    found: Values = {}
     while await reader.position(partition) < end:
         found |= await _more(reader, 200)
     return found
 
 
-async def _more(reader: AIOKafkaConsumer, timeout_ms: int) -> dict[bytes, bytes]:
+async def _more(reader: AIOKafkaConsumer, timeout_ms: int) -> Values:
     batches = (await reader.getmany(timeout_ms=timeout_ms)).values()
-    return {
-        record.key: record.value for records in batches for record in records if record.key and record.value is not None
-    }
+    return {record.key: record.value for records in batches for record in records if record.key}

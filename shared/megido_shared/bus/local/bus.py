@@ -98,6 +98,9 @@ class LocalBus:
     async def get_config(self, scope: str) -> bytes | None:
         return self._config.get(scope)
 
+    async def get_configs(self) -> Mapping[str, bytes]:
+        return self._config.all()
+
     def watch_config(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         return self._config.watch(scopes)
 

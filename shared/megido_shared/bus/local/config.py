@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from megido_shared.bus.local.files import make_dir, replace
 
@@ -23,6 +23,14 @@ class ConfigFiles:
             return self._path(scope).read_bytes()
         except FileNotFoundError:
             return None
+
+    def all(self) -> dict[str, bytes]:
+        try:
+            names = [path.name for path in self._directory.iterdir() if not path.name.startswith(".")]
+        except FileNotFoundError:
+            return {}
+        found = ((scope, self.get(scope)) for scope in map(unquote, names))
+        return {scope: value for scope, value in found if value is not None}
 
     async def watch(self, scopes: Collection[str]) -> AsyncIterator[tuple[str, bytes]]:
         seen: dict[str, tuple[int, int]] = {}
