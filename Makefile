@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup run kafka test test-unit test-deps test-security e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-journal bench-replay clean
+.PHONY: help setup run kafka test test-unit test-deps test-security e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-outage bench-journal bench-replay clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -36,8 +36,8 @@ test-security: setup ## The security model, line by line
 e2e: test-deps ## The whole pipeline on both buses, with curl and Chromium
 	@$(PY) -m pytest tests/e2e $(ARGS)
 
-faults: test-deps ## The long form of the kill and outage tests
-	@MEGIDO_KILLS=20 MEGIDO_FAULT_SECONDS=60 $(PY) -m pytest tests/faults $(ARGS)
+faults: test-deps ## The long form of the kill and outage tests; prints seed and balance of each
+	@MEGIDO_KILLS=20 MEGIDO_FAULT_SECONDS=60 $(PY) -m pytest tests/faults -v -s $(ARGS)
 	@MEGIDO_BODY_MB=1024 $(PY) -m pytest tests/integration/capture/test_bodies.py --timeout 900 $(ARGS)
 
 lint: setup ## Style and formatting
@@ -71,6 +71,10 @@ bench-ingest: setup ## Exactly-once ingest against plain COPY; capture-to-querya
 bench-forwarder: setup ## The forwarder to Kafka: drain rate, and what it costs inside the proxy
 	@$(PY) scripts/kafka.py fetch
 	@$(PY) -m benchmarks.forwarder $(ARGS)
+
+bench-outage: setup ## Proxied traffic while Kafka is frozen against the same while it answers
+	@$(PY) scripts/kafka.py fetch
+	@$(PY) -m benchmarks.outage $(ARGS)
 
 bench-journal: setup ## The journal against sqlite and buffered files
 	@$(PY) -m benchmarks.journal $(ARGS)

@@ -222,16 +222,13 @@ async def test_the_end_of_the_process_is_no_answer(tmp_path: Path, path: tuple[s
     assert isinstance(end, FlowInterrupted)
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
-async def test_what_does_not_end_is_interrupted_with_kafka_down_too(
-    tmp_path: Path, upstream: Upstream, workers: tuple[str, ...]
-) -> None:
+async def test_what_does_not_end_is_interrupted_with_kafka_down_too(tmp_path: Path, upstream: Upstream) -> None:
     upstream.release.clear()
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         kafka = ("--kafka", f"127.0.0.1:{nobody.getsockname()[1]}", "--forwarder")
         ignore = ("--set", f"ignore_hosts=localhost:{upstream.port}")
-        async with capture(tmp_path / "data", *kafka, *ignore, *workers) as proxy:
+        async with capture(tmp_path / "data", *kafka, *ignore) as proxy:
             endless = [await ask(proxy, upstream, f"close/9000?{number}") for number in range(6)]
             for reader, _ in endless:
                 await head(reader)
