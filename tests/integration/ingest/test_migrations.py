@@ -13,7 +13,16 @@ from megido_shared.db import migrate, tables
 from megido_shared.db.connect import conninfo, parse_url
 from megido_shared.errors import ConfigurationError, Unavailable
 
-PARTITIONED = ("flows", "bodies", "body_chunks", "websocket_messages", "errors", "auth_attempts", "flow_lines", "flow_text")
+PARTITIONED = (
+    "flows",
+    "bodies",
+    "body_chunks",
+    "websocket_messages",
+    "errors",
+    "auth_attempts",
+    "flow_lines",
+    "flow_text",
+)
 
 
 def _type(column_type: sa.types.TypeEngine) -> str:
