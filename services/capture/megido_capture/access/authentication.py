@@ -99,6 +99,10 @@ class Access:
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         return self._check(flow)
 
+    def request(self, flow: http.HTTPFlow) -> None:
+        if flow.request.trailers:
+            _take(flow.request.trailers)
+
     def http_connected(self, flow: http.HTTPFlow) -> None:
         if self._settings.auth_required:
             self._tunnels.add(flow.client_conn.id)

@@ -17,6 +17,9 @@ from megido_capture.configuration.settings import CaptureSettings
 MAX_HEADER = 8 * 1024
 """Characters of a `Proxy-Authorization` that are looked at; tokens and passwords are far below."""
 
+BLANK = " \t"
+"""White space around a field's value (RFC 9110, 5.6.3). Python knows more, which may be part of a token."""
+
 SHOWN = 200
 """Characters of a user name that are recorded."""
 
@@ -66,8 +69,8 @@ def parse(header: str | None) -> Given:
         return Given(problem="no credentials")
     if len(header) > MAX_HEADER:
         return Given(problem="credentials too long")
-    scheme, _, value = header.strip().partition(" ")
-    raw = value.strip().encode("utf-8", "surrogateescape")
+    scheme, _, value = header.strip(BLANK).partition(" ")
+    raw = value.strip(BLANK).encode("utf-8", "surrogateescape")
     match scheme.lower():
         case "bearer":
             return Given(secret=raw, problem="" if raw else "no token")
