@@ -130,6 +130,9 @@ class MemoryBus:
         self._stream = Stream(source_id, "megido.flows", 0)
         self.consumers: list[MemoryConsumer] = []
 
+    async def create_topics(self, topics: Sequence[Topic]) -> list[str]:
+        return []
+
     async def consumer(
         self,
         group: str,
@@ -153,9 +156,12 @@ async def _ingest(url: str, values: Sequence[bytes], source_id: str) -> float:
         worker.Worker(bus, store, Metrics("records"), Health()).run(stop)  # type: ignore[arg-type]
     )
     begun = time.perf_counter()
-    while not bus.consumers:
+    while not bus.consumers and not running.done():
         await asyncio.sleep(0)
-    await bus.consumers[0].done.wait()
+    if bus.consumers:
+        await asyncio.wait({running, asyncio.create_task(bus.consumers[0].done.wait())}, return_when="FIRST_COMPLETED")
+    if running.done():
+        await running  # raises what ended it
     seconds = time.perf_counter() - begun
     stop.set()
     await running
