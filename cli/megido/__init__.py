@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megido.client import ApiError, Client
+    from megido_shared.logfiles import ProxyLogger
 
-__all__ = ["ApiError", "Client"]
+__all__ = ["ApiError", "Client", "ProxyLogger"]
 
 
 def __getattr__(name: str) -> object:
     """Imported on first use: the HTTP client takes longer to load than `megido --help` may."""
+    if name == "ProxyLogger":
+        from megido_shared.logfiles import ProxyLogger  # noqa: PLC0415
+
+        return ProxyLogger
     if name in __all__:
         from megido import client  # noqa: PLC0415
 

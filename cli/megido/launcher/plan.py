@@ -86,7 +86,7 @@ def _replayer(options: UpOptions, ports: Ports) -> Spec:
 
 
 def _api(options: UpOptions, _: Ports) -> Spec:
-    arguments = [*_common(options), "--port", str(options.api_port)]
+    arguments = [*_common(options), "--port", str(options.api_port), "--log-dir", str(options.log_dir)]
     return Spec(API, SERVICES[API][0], lambda _: arguments, lambda: options.api_port)
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -17,7 +18,7 @@ from megido_api.server import BoundedHttpTools, Server
 from megido_api.settings import Settings
 from megido_shared.errors import ConfigurationError
 from megido_shared.service import guard, setup_logging, stop_on_signals
-from megido_shared.settings import common_from_env
+from megido_shared.settings import DEFAULT_LOG_DIR, common_from_env
 
 _GRACEFUL_S = 6
 _READY_POLL_S = 0.2
@@ -43,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kafka", default="", metavar="HOST:PORT", help="Kafka instead of the local bus (MEGIDO_KAFKA)"
     )
+    parser.add_argument(
+        "--log-dir", default="", help="root of the JSON logs that ingest writes (PROXY_LOG_DIR, default logs/proxy)"
+    )
     return parser
 
 
@@ -56,6 +60,7 @@ def settings_of(arguments: argparse.Namespace, env: Mapping[str, str]) -> Settin
         port=arguments.port,
         allow_hosts=tuple(arguments.allow_host),
         token=env.get("MEGIDO_API_TOKEN", ""),
+        log_dir=Path(arguments.log_dir or env.get("PROXY_LOG_DIR") or DEFAULT_LOG_DIR).absolute(),
     )
     settings.check()
     if not settings.common.kafka:

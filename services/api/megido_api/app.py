@@ -22,11 +22,13 @@ from megido_api.errors.endpoints import router as errors
 from megido_api.events.endpoints import router as events
 from megido_api.flows.endpoints import router as flows
 from megido_api.health.endpoints import router as health
+from megido_api.logs.endpoints import router as logs
 from megido_api.metrics import RequestMetrics
 from megido_api.nodes.endpoints import router as nodes
 from megido_api.openapi import describe
 from megido_api.publisher import SnapshotPublisher
 from megido_api.replays.endpoints import router as replays
+from megido_api.retention.endpoints import router as retention
 from megido_api.rules.endpoints import router as rules
 from megido_api.settings import Settings
 from megido_api.state import State
@@ -76,6 +78,8 @@ def create_app(settings: Settings, *, bus: Bus | None = None) -> FastAPI:
         nodes,
         accounting,
         dead_letters,
+        logs,
+        retention,
         health,
     ):
         app.include_router(router)

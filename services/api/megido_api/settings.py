@@ -2,10 +2,11 @@
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from megido_shared.db.connect import parse_url
 from megido_shared.errors import ConfigurationError
-from megido_shared.settings import Common
+from megido_shared.settings import DEFAULT_LOG_DIR, Common
 
 MIN_TOKEN_LENGTH = 16
 
@@ -24,6 +25,8 @@ class Settings:
     connect_timeout_s: float = 1.2
     max_body_bytes: int = 32 << 20
     max_connections: int = 512
+    log_dir: Path = Path(DEFAULT_LOG_DIR)
+    """The root of the log files, which ingest writes."""
 
     @property
     def on_loopback(self) -> bool:

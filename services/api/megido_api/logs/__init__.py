@@ -1,0 +1,1 @@
+"""JSON log files: their newest entries, and clean-up by age."""

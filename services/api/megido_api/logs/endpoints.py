@@ -1,0 +1,100 @@
+"""`/proxy/api/logs/`. The files are read where the API runs, below its --log-dir; nothing outside of it is."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import select
+
+from megido_api.logs.schemas import Cleaned, CleanupInput, GeneralLog, LogList, LogType
+from megido_api.parameters import ONLY_KNOWN
+from megido_api.problems import ErrorAnswer, unavailable
+from megido_api.state import State, StateDep
+from megido_api.who import who
+from megido_shared.db.tables import config_snapshots
+from megido_shared.logfiles import below, cleaning, reading
+
+router = APIRouter(prefix="/proxy/api/logs", tags=["logs"])
+
+LogLimit = Annotated[int, Query(ge=1, le=1000)]
+_VIEWER = {"x-role": "viewer"}
+_OPERATOR = {"x-role": "operator"}
+_UNREADABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorAnswer, "description": "The disk refuses"}}
+
+_log = logging.getLogger(__name__)
+
+
+@router.get(
+    "/", summary="The newest entries of the JSON log files", response_model=LogList, dependencies=ONLY_KNOWN,
+    responses=_UNREADABLE, openapi_extra=_VIEWER,
+)  # fmt: skip
+async def list_logs(
+    state: StateDep, log_type: Annotated[LogType, Query(alias="type")] = "requests", limit: LogLimit = 100
+) -> Any:
+    """Of both layouts. What is being written is left out."""
+    directory = await _directory(state)
+    try:
+        found = await asyncio.to_thread(reading.recent, directory, log_type, limit)
+    except OSError as error:
+        raise _unreadable(error) from error
+    return {"logs": found, "type": log_type, "limit": limit, **_where(directory)}
+
+
+@router.get(
+    "/general/", summary="The last lines of proxy_general.log", response_model=GeneralLog, dependencies=ONLY_KNOWN,
+    responses=_UNREADABLE, openapi_extra=_VIEWER,
+)  # fmt: skip
+async def list_general_log(state: StateDep, limit: LogLimit = 100) -> Any:
+    directory = await _directory(state)
+    try:
+        found = await asyncio.to_thread(reading.general, directory, limit)
+    except OSError as error:
+        raise _unreadable(error) from error
+    return {"lines": found, "limit": limit, **_where(directory)}
+
+
+@router.post(
+    "/cleanup/", summary="Remove log files of old days", response_model=Cleaned, responses=_UNREADABLE,
+    openapi_extra=_OPERATOR,
+)  # fmt: skip
+async def clean_logs(state: StateDep, request: Request, wanted: CleanupInput) -> Any:
+    """Days that ended more than `days_to_keep` days ago, below the whole of --log-dir. Postgres keeps its rows."""
+    root = state.settings.log_dir
+
+    def work() -> cleaning.Cleanup:
+        planned = cleaning.plan(root, days=wanted.days_to_keep)
+        return planned if wanted.dry_run else cleaning.remove(root, planned.units)
+
+    try:
+        found = await asyncio.to_thread(work)
+    except OSError as error:
+        raise _unreadable(error) from error
+    if found.files and not wanted.dry_run:
+        _log.info("%s removed %d log files older than %d days", who(request), found.files, wanted.days_to_keep)
+    return {
+        "removed": found.files,
+        "bytes": found.bytes,
+        "dry_run": wanted.dry_run,
+        "hours": sorted({unit.hour for unit in found.units}),
+        "directory": str(root),
+    }
+
+
+async def _directory(state: State) -> Path:
+    """Where ingest writes now; the root for a place that it would refuse too."""
+    named = select(config_snapshots.c.settings["log_directory"].astext).where(config_snapshots.c.scope == "global")
+    wanted = await state.database.read(lambda connection: connection.scalar(named))
+    try:
+        return await asyncio.to_thread(below, state.settings.log_dir, wanted or "")
+    except (ValueError, OSError):
+        return state.settings.log_dir
+
+
+def _where(directory: Path) -> dict[str, Any]:
+    return {"directory": str(directory), "readable": directory.is_dir()}
+
+
+def _unreadable(error: OSError) -> Exception:
+    return unavailable(f"the log files cannot be read or removed: {error.strerror}", "logs_unreadable")

@@ -1,0 +1,1 @@
+"""Retention: its policy, its runs, pinned flows. Ingest's leader does the work."""
