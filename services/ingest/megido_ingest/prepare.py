@@ -1,8 +1,8 @@
 """From records to packed rows: decoding, hashing, compressing, packing. Runs in a thread, a batch ahead."""
 
 import struct
-import uuid
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
