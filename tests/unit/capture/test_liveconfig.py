@@ -1,5 +1,6 @@
 """Which configuration is in force, of what the start said and what was published."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,12 @@ def test_the_copy_is_private_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     parts.live.save()
     copy = tmp_path / "last-known-good" / "capture-0"
     assert copy.stat().st_mode & 0o777 == 0o600 and not copy.with_suffix(".guarded").exists()
-    copy.write_bytes(copy.read_bytes()[:-1])
+    damaged = copy.read_bytes()[:-1]
+    copy.write_bytes(damaged)
     with pytest.raises(Unreadable) as caught:
         parts.store.load()
     assert not caught.value.guarded
+    copy.write_bytes(damaged)
     live = Parts(tmp_path).live
     assert (live.closed, live.settings) == ("", CaptureSettings()) and "cannot be read" in live.error
 
@@ -343,3 +346,55 @@ def test_rules_of_an_older_api_leave_settings_in_force(tmp_path: Path) -> None:
     )
     live.replace_rules([rule])
     assert (live.settings, live.rules, live.version) == (in_force, (rule,), 4)
+
+
+def a_copy(tmp_path: Path, content: bytes, *, guarded: bool) -> Path:
+    """On the disk of a node, as somebody else left it."""
+    copy = tmp_path / "last-known-good" / "capture-0"
+    copy.parent.mkdir()
+    copy.write_bytes(content)
+    if guarded:
+        copy.with_name("capture-0.guarded").write_bytes(b'["global"]')
+    return copy
+
+
+def under_checksum(raw: bytes, form: str = "") -> bytes:
+    return f"{hashlib.sha256(raw).hexdigest()}{form}\n".encode() + raw
+
+
+SAYS = b'[{"scope":"global","version":7,"settings":{"max_body_size":7,"ip_blacklist":"10.0.0.0/8"}}]'
+
+
+@pytest.mark.parametrize("raw", [SAYS, b'{"applied":' + SAYS + b"}"])
+@pytest.mark.parametrize("form", ["", " 2"])
+def test_a_copy_of_an_older_version_is_read(tmp_path: Path, raw: bytes, form: str) -> None:
+    a_copy(tmp_path, under_checksum(raw, form), guarded=True)
+    live = Parts(tmp_path).live
+    assert (live.version, live.settings.max_body_size, live.settings.ip_blacklist) == (7, 7, "10.0.0.0/8")
+    assert (live.closed, live.error) == ("", "")
+
+
+UNKNOWN = {
+    "newer": under_checksum(SAYS, " 3"),
+    "other fields": under_checksum(b'{"scopes":' + SAYS + b"}", " 2"),
+    "no checksum": SAYS,
+    "empty": b"",
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("content", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_copy_in_an_unknown_form_is_set_aside_and_opens_nothing(
+    tmp_path: Path, content: bytes, guarded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = a_copy(tmp_path, content, guarded=guarded)
+    for _ in range(2):  # the second start finds it gone
+        live = Parts(tmp_path).live
+        assert bool(live.closed) is guarded and live.version == 0
+    assert not copy.exists() and copy.with_name("capture-0.unreadable").read_bytes() == content
+    assert "capture-0.unreadable" in caplog.text
+    take(live, snapshot(1, ip_blacklist="10.0.0.0/8"))
+    assert (live.closed, live.error) == ("", "")
+    live.save()
+    assert Parts(tmp_path).live.settings.ip_blacklist == "10.0.0.0/8"

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 type Snapshots = Mapping[str, Snapshot]
 """By scope."""
 
-_GLOBAL = "global"
+GLOBAL = "global"
 _COPY = ""
 _GIVEN_AS = {hashed: secret for secret, hashed in SECRETS.items()}
 
@@ -159,8 +159,8 @@ class LiveConfiguration:
 
     def replace_rules(self, rules: Sequence[PayloadRule]) -> None:
         """Rules alone, of an API that knows no more; settings and all else stay."""
-        known = self._offered.get(_GLOBAL, Snapshot(scope=_GLOBAL, version=0))
-        self._offer({**self._offered, _GLOBAL: msgspec.structs.replace(known, rules=tuple(rules))})
+        known = self._offered.get(GLOBAL, Snapshot(scope=GLOBAL, version=0))
+        self._offer({**self._offered, GLOBAL: msgspec.structs.replace(known, rules=tuple(rules))})
 
     def restart(self, start: Start) -> None:
         """Other options, while the node runs. Raises ConfigurationError and changes nothing when they cannot be."""
@@ -251,7 +251,7 @@ class LiveConfiguration:
         except Unreadable as error:
             self._unreadable[_COPY] = _told(str(error), ())
             if error.guarded:
-                lost = {_GLOBAL, *error.scopes} if error.scopes else set(self.scopes)
+                lost = {GLOBAL, *error.scopes} if error.scopes else set(self.scopes)
                 self._awaited = lost & set(self.scopes)
             return
         for snapshots in (copy.applied, copy.refused):

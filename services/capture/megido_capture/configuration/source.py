@@ -13,9 +13,10 @@ from urllib.parse import urlencode
 import httpx
 import msgspec
 
-from megido_capture.configuration.live import LiveConfiguration
+from megido_capture.configuration.live import GLOBAL, LiveConfiguration
 from megido_shared.bus.base import Bus
 from megido_shared.config import PayloadRule, Snapshot
+from megido_shared.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a poll, in the host's own log
@@ -26,6 +27,8 @@ POLL_EVERY = 2.0
 POLL_TIMEOUT = 5.0
 COMPLAIN_AT = 4
 """Failures in a row: the services of one start come up in any order, and that is no trouble."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds for all of an answer's body: one that trickles would keep the next question waiting."""
 MAX_ANSWER = 16 << 20
 
 type OpenBus = Callable[[], Bus]
@@ -132,6 +135,7 @@ class ConfigSource:
             current = True
             if found.rules is not None:
                 self._live.replace_rules(found.rules)
+                self._known = ("", 0)
             elif found.snapshots is not None and (current := self._live.replace(found.snapshots, asked_at=asked_at)):
                 self._known = (found.tag, asked_at)
         self._succeeded()
@@ -166,24 +170,40 @@ class ConfigSource:
 
 def fetch(api_url: str, source_app: str, node: str, env: Mapping[str, str], tag: str = "") -> Polled:
     """Asks the API for all scopes, unless they are still those of `tag`; an older one, that knows none, for its rules.
-    Blocks: for a thread. Raises httpx.HTTPError, msgspec.DecodeError."""
+    Blocks: for a thread. Raises httpx.HTTPError, msgspec.DecodeError, and Unavailable for an API that has not begun."""
     headers = {"If-None-Match": tag} if tag else {}
     if token := env.get("MEGIDO_API_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
     # No proxies from the environment: HTTP_PROXY may well be this very process.
     with httpx.Client(trust_env=False, timeout=POLL_TIMEOUT, verify=_tls(), headers=headers) as client:
         query = urlencode({"source_app": source_app, "node": node})
-        answer = client.get(f"{api_url}/proxy/api/config/active/?{query}")
+        answer, body = _get(client, f"{api_url}/proxy/api/config/active/?{query}")
         if tag and answer.status_code == httpx.codes.NOT_MODIFIED:
             return Polled()
         if answer.status_code != httpx.codes.NOT_FOUND:
             answer.raise_for_status()
-            snapshots = _decoder.decode(answer.content[:MAX_ANSWER]).snapshots
+            snapshots = _decoder.decode(body).snapshots
+            if not any(snapshot.scope == GLOBAL for snapshot in snapshots):
+                # Every database has one as soon as an API serves it. Taken at its word, this would open every proxy.
+                raise Unavailable("the API has no configuration yet")
             return Polled(snapshots=snapshots, tag=answer.headers.get("etag", ""))
         query = urlencode({"source_app": source_app})
-        answer = client.get(f"{api_url}/interceptor/api/payload-rules/active/?{query}")
+        answer, body = _get(client, f"{api_url}/interceptor/api/payload-rules/active/?{query}")
         answer.raise_for_status()
-        return Polled(rules=_rules_decoder.decode(answer.content[:MAX_ANSWER]).rules)
+        return Polled(rules=_rules_decoder.decode(body).rules)
+
+
+def _get(client: httpx.Client, url: str) -> tuple[httpx.Response, bytes]:
+    """An answer and its body. Raises httpx.HTTPError, also when the body is too large or takes too long."""
+    deadline, body = time.monotonic() + ANSWER_TIMEOUT, bytearray()
+    with client.stream("GET", url) as answer:
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > MAX_ANSWER:
+                raise httpx.DecodingError(f"the answer has more than {MAX_ANSWER} bytes", request=answer.request)
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("the answer does not come to its end", request=answer.request)
+    return answer, bytes(body)
 
 
 @cache

@@ -133,6 +133,7 @@ class Node:
         while True:
             now = time.monotonic()
             for step in (
+                parts.closed.tick,
                 parts.recorder.tick,
                 parts.timeouts.tick,
                 parts.limits.tick,

@@ -106,6 +106,12 @@ class Parts:
         self.attempts = Attempts(self.emitter, self.clock)
         told = (self.attempts, self.registry, self.counters, settings)
         self.farewell = Farewell(handlers.transport)
+        self.closed = Closed(
+            lambda: self._live.closed,
+            self.registry,
+            self.counters,
+            cut=partial(cut, handlers.transport, why="nobody is served"),
+        )
         self.gate = AddressGate(*told, farewell=self.farewell, loopback_only=place.loopback_only)
         self.access = Access(*told, close_with=handlers.close_with, transport=handlers.transport)
         self.own_door = OwnDoor(
@@ -144,7 +150,7 @@ class Parts:
         """The addons: their hooks run in this order."""
         blocks = self.settings.journal_policy == "block"
         return [
-            Closed(lambda: self._live.closed, self.counters),
+            self.closed,
             self.unsent,
             self.gate,  # before anything of a client is counted
             self.limits,
