@@ -77,7 +77,9 @@ class _Finder:
     async def run(self) -> Rows:
         earlier = self._search.earlier
         if earlier is not None and (self._below is None or earlier < self._below):
-            self._found += await self._unordered([*_bounds(self._below, None), flows.c.flow_id >= earlier])
+            self._found += await self._unordered(
+                [*_bounds(self._below, self._search.after), flows.c.flow_id >= earlier]
+            )
             self._below = earlier
             if not self._missing:
                 return self._found
@@ -120,9 +122,10 @@ class _Finder:
             lower = max(lowest, _days_before(upper, days))
             sought = [row for row in await self._window(lower, upper) if row.flow_id not in seen]
             here = [row for row in late if lower <= row.flow_id < upper]
-            self._found += sorted([*sought, *here], key=lambda row: row.flow_id, reverse=True)[: self._missing]
+            found = sorted([*sought, *here], key=lambda row: row.flow_id, reverse=True)[: self._missing]
+            self._found += found
             upper = lower
-            days *= 2
+            days = _next_window(days, len(found), self._missing)
         return self._found
 
     async def _window(self, lower: uuid.UUID, upper: uuid.UUID) -> Rows:
@@ -174,6 +177,14 @@ def _bounds(before: uuid.UUID | None, after: uuid.UUID | None) -> list[ColumnEle
     if after is not None:
         found.append(flows.c.flow_id > after)
     return found
+
+
+def _next_window(days: int, found: int, missing: int) -> int:
+    """How many days to look at next, after `days` of them held `found`: as many as it should take, and twice as many
+    at least, because each asking costs something too."""
+    if not found:
+        return 8 * days
+    return max(2 * days, int(1.5 * days * missing / found))
 
 
 def _days_before(flow_id: uuid.UUID, days: int) -> uuid.UUID:

@@ -14,7 +14,7 @@ from megido_shared.db import search
 from megido_shared.db.tables import counters, flow_lines, flows, posted_requests
 
 _c = flows.c
-_LISTED = (
+LISTED = (
     _c.id,
     _c.flow_id,
     _c.rank,
@@ -101,7 +101,7 @@ async def page(
     connection: AsyncConnection, filters: Filters, *, cursor: uuid.UUID | None, limit: int, offset: int
 ) -> paging.Page:
     """Newest first; with a cursor, what is older than it."""
-    rows = await search.newest(connection, _LISTED, _search(filters, cursor), limit + 1, offset)
+    rows = await search.newest(connection, LISTED, _search(filters, cursor), limit + 1, offset)
     return paging.Page(rows[:limit], more=len(rows) > limit)
 
 
