@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
+from megido import logs, retention
 from megido.main import SERVICES
 from megido_shared.errors import ConfigurationError, MegidoError
 
@@ -409,6 +410,10 @@ def letters_discard(letter_ids: LetterIds, api_url: ApiUrl = "") -> int:
 
     with _client(api_url) as client:
         return discard(client, letter_ids)
+
+
+app.add_typer(logs.app, name="logs")
+app.add_typer(retention.app, name="retention")
 
 
 def _client(api_url: str) -> "Client":

@@ -227,6 +227,47 @@ class Client:
         """What became of everything that each node captured."""
         return self._get("/proxy/api/accounting/")
 
+    def recent_logs(self, log_type: str = "requests", limit: int = 100) -> dict[str, Any]:
+        """The newest entries of the API's JSON log files, in `logs`: requests, responses, websockets, errors or auth.
+        On the machine of the files `megido.ProxyLogger` reads them without an API."""
+        return self._get(_LOGS, {"type": log_type, "limit": str(limit)})
+
+    def general_log(self, limit: int = 100) -> dict[str, Any]:
+        """The last lines of proxy_general.log, newest first, in `lines`."""
+        return self._get(f"{_LOGS}general/", {"limit": str(limit)})
+
+    def clean_logs(self, days_to_keep: int = 30, *, dry_run: bool = False) -> dict[str, Any]:
+        """Removes log files of days that ended more than `days_to_keep` days ago; how many, in `removed`."""
+        document = {"days_to_keep": days_to_keep, "dry_run": dry_run}
+        return cast("dict[str, Any]", self._call("POST", f"{_LOGS}cleanup/", json=document)[1])
+
+    def retention(self) -> dict[str, Any]:
+        """What is kept for how long, and what is stored by day."""
+        return self._get(_RETENTION)
+
+    def change_retention(self, **fields: int) -> dict[str, Any]:
+        """Changes the policy: days, max_bytes, log_days, log_max_bytes, every_minutes; 0 is no limit."""
+        return cast("dict[str, Any]", self._call("PATCH", _RETENTION, json=fields)[1])
+
+    def run_retention(self, *, dry_run: bool) -> dict[str, Any]:
+        """One run. Its `state` is `queued` or `running` when it takes longer than the API waits."""
+        return cast("dict[str, Any]", self._call("POST", _RETENTION, json={"dry_run": dry_run})[1])
+
+    def retention_runs(self, *, limit: int = 50) -> dict[str, Any]:
+        """Runs with their reports, newest first."""
+        return self._get(f"{_RETENTION}runs/", {"limit": str(limit)})
+
+    def pins(self, *, limit: int = 100) -> dict[str, Any]:
+        """Flows that retention leaves alone."""
+        return self._get(f"{_RETENTION}pins/", {"limit": str(limit)})
+
+    def pin(self, reference: int | str) -> dict[str, Any]:
+        """Pins a flow, by id or flow_id."""
+        return cast("dict[str, Any]", self._call("PUT", f"{_RETENTION}pins/{reference}/")[1])
+
+    def unpin(self, reference: int | str) -> None:
+        self._call("DELETE", f"{_RETENTION}pins/{reference}/")
+
     def rules(self) -> list[dict[str, Any]]:
         """The payload rules, the newest first."""
         return cast("list[dict[str, Any]]", self._call("GET", "/interceptor/api/payload-rules/")[1])
@@ -283,6 +324,8 @@ class Client:
 
 
 _DEAD_LETTERS = "/proxy/api/dead-letters/"
+_LOGS = "/proxy/api/logs/"
+_RETENTION = "/proxy/api/retention/"
 
 
 def _config_path(scope: str) -> str:
