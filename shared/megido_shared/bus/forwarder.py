@@ -48,7 +48,7 @@ HTTP_SECONDS = 30.0
 SLOW_SECONDS = 3.0
 """How long a batch may be under way before the forwarder says that it is not ready."""
 STOP_SECONDS = 1.5
-"""What is under way when the forwarder is stopped gets this long to be acknowledged; else it is shipped again."""
+"""What was written before a stop gets half of it to be sent, the rest to be acknowledged; else it is shipped again."""
 
 _log = logging.getLogger("megido.forwarder")
 
@@ -247,13 +247,22 @@ class Forwarder:
             elif self._done:
                 await self._acknowledge(consumer)
             self._metrics.lag.set(sum((await consumer.lag()).values()))
+        await self._ship_the_rest()
+
+    async def _ship_the_rest(self) -> None:
+        """What was written until the stop: a service stops its forwarder last, and waits a moment for it."""
+        begins_until = time.monotonic() + STOP_SECONDS / 2
+        while self._consumer is not None and time.monotonic() < begins_until:
+            if not await self._fill(self._consumer, wait=0.0) or not self._under_way:
+                break
+            await self._settle(self._consumer)
         await self._settle_all()
 
-    async def _fill(self, consumer: Consumer) -> bool:
+    async def _fill(self, consumer: Consumer, wait: float = 0.5) -> bool:
         """Begins to ship what there is; waits for something only while nothing is under way. False: the journals
         cannot be read."""
         while len(self._under_way) < self._shipper.depth:
-            timeout = 0.0 if self._under_way else 0.5
+            timeout = 0.0 if self._under_way else wait
             try:
                 batch = await consumer.poll(max_records=MAX_RECORDS, max_bytes=MAX_BYTES, timeout=timeout)
             except Unavailable as error:

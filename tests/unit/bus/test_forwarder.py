@@ -31,6 +31,7 @@ class Flaky:
     def __init__(self, seed: int, *, fails: float) -> None:
         self._rng = random.Random(seed)
         self._fails = fails
+        self.pause = 0.01
         self._turn = asyncio.Lock()
         self.arrived: list[bytes] = []
         self.at_once = 0
@@ -48,7 +49,7 @@ class Flaky:
                 fails = self._failed = self._rng.random() < self._fails
                 taken = records[: self._rng.randrange(len(records))] if fails else records
                 self.arrived += [record.value for record in taken]
-            await asyncio.sleep(self._rng.random() / 100)
+            await asyncio.sleep(self._rng.random() * self.pause)
             if fails:
                 raise Unavailable("not now")
             return 0
@@ -99,17 +100,38 @@ async def test_failures_repeat_but_neither_lose_nor_reorder(seed: int, tmp_path:
     journal.close()
 
 
-async def test_a_stop_waits_for_what_is_under_way_and_acknowledges_it(tmp_path: Path, quick: None) -> None:
+async def test_a_stop_ships_what_was_written_until_then(tmp_path: Path, quick: None) -> None:
+    data = DataDir(tmp_path / "data")
+    journal, values = published(data)
+    other = Flaky(1, fails=0.0)
+    stop = asyncio.Event()
+    working = asyncio.create_task(Forwarder(data, other, yields_to_ingest=False, metrics=Metrics()).run(stop))
+    await until(lambda: other.arrived)
+    stop.set()
+    assert journal.append(FLOWS.name, b"k", b"last")
+    await asyncio.wait_for(working, 30)
+    assert other.arrived == [*values, b"last"]
+    assert free_limit(data, journal.epoch.hex(), FLOWS.name) == journal.used_bytes
+    journal.close()
+
+
+async def test_a_stop_waits_for_what_is_under_way_and_acknowledges_it(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not all can be shipped any more."""
     data = DataDir(tmp_path / "data")
     journal, values = published(data)
     other = Flaky(1, fails=0.0)
     stop = asyncio.Event()
     working = asyncio.create_task(Forwarder(data, other, yields_to_ingest=False, metrics=Metrics()).run(stop))
     await until(lambda: len(other.arrived) > 50)
+    other.pause = 2.0  # a batch takes a second, and none is begun after half of the four
+    monkeypatch.setattr(forwarder, "STOP_SECONDS", 4.0)
     stop.set()
     await asyncio.wait_for(working, 30)
     first = len(other.arrived)
-    assert first < COUNT
+    assert 50 < first < COUNT
+    other.pause = 0.01
     stop.clear()
     working = asyncio.create_task(Forwarder(data, other, yields_to_ingest=False, metrics=Metrics()).run(stop))
     await until(lambda: free_limit(data, journal.epoch.hex(), FLOWS.name) == journal.used_bytes)
