@@ -123,11 +123,24 @@ def ending(items: Iterable[events.AnyEvent | bytes]) -> int:
     return sum(isinstance(item, bytes) or bool(item.seq) for item in items)
 
 
+def settle_items(items: Sequence[events.AnyEvent | bytes], url: str) -> None:
+    """The same where no client sent anything and a test published `items`, which are its ledger: their flows by id."""
+    sent = {item.flow_id.hex() for item in items if isinstance(item, events.FlowCompleted | events.FlowFailed)}
+    found = [flow_id.hex for (flow_id,) in rows(url, "SELECT flow_id FROM flows WHERE seq > 0")]
+    [[stored, dead_lettered]] = rows(url, _COUNTED)
+    settle(sent, found, [Account("what was published", ending(items), stored, dead_lettered=dead_lettered)])
+
+
 def _dropped(counters: Mapping[str, int]) -> dict[str, int]:
     named = {name.removeprefix(_DROPPED): count for name, count in counters.items() if name.startswith(_DROPPED)}
     return {name: count for name, count in named.items() if count}
 
 
+_COUNTED = """
+    SELECT coalesce(sum(value) FILTER (WHERE kind = 'stored'), 0)::bigint,
+        coalesce(sum(value) FILTER (WHERE kind = 'dead_lettered'), 0)::bigint
+    FROM accounting
+"""
 _NODES = "SELECT node, captured, counters FROM nodes WHERE service = 'capture'"
 _ACCOUNTING = """
     SELECT node, coalesce(sum(value) FILTER (WHERE kind = 'stored'), 0)::bigint,

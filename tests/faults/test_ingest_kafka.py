@@ -14,6 +14,7 @@ from megido_shared.bus.base import Outgoing
 from megido_shared.bus.kafka import KafkaBus
 from megido_shared.bus.topics import TOPICS
 from megido_shared.db.outbox import outgoing
+from tests.faults.balance import SEED, settle_items
 from tests.integration.ingest.process import IngestProcess
 from tests.integration.ingest.support import Log, contents, empty, ingest, rows
 from tests.integration.ingest.traffic import mixed_traffic
@@ -60,7 +61,7 @@ def test_the_first_to_meet_an_empty_kafka_makes_the_topics(database: str, fresh_
 
 
 def test_rebalances_and_a_kill_neither_lose_nor_double(database: str, fresh_kafka: Node, tmp_path: Path) -> None:
-    items = mixed_traffic(23, 900)
+    items = mixed_traffic(SEED, 900)
     expected, count = asyncio.run(_undisturbed(database, items))
     third = len(items) // 3
     workers = [IngestProcess(database, tmp_path / "1" / "data", kafka=fresh_kafka.bootstrap)]
@@ -76,6 +77,7 @@ def test_rebalances_and_a_kill_neither_lose_nor_double(database: str, fresh_kafk
         until(lambda: _terminals(database) >= count, "everything is stored", seconds=90)
         until(lambda: contents(database, leave_out=LEFT_OUT) == expected, "contents are those of a calm run")
         assert _terminals(database) == count
+        settle_items(items, database)
         assert [worker.terminate() for worker in workers[1:]] == [0, 0]
     finally:
         for worker in workers:
@@ -83,7 +85,7 @@ def test_rebalances_and_a_kill_neither_lose_nor_double(database: str, fresh_kafk
 
 
 def test_a_broker_that_was_killed_and_came_back(database: str, fresh_kafka: Node, tmp_path: Path) -> None:
-    items = mixed_traffic(29, 300)
+    items = mixed_traffic(SEED, 300)
     expected, count = asyncio.run(_undisturbed(database, items))
     half = len(items) // 2
     worker = IngestProcess(database, tmp_path / "1" / "data", kafka=fresh_kafka.bootstrap)
@@ -96,6 +98,7 @@ def test_a_broker_that_was_killed_and_came_back(database: str, fresh_kafka: Node
         asyncio.run(_publish(fresh_kafka.bootstrap, items[half:]))
         until(lambda: _terminals(database) >= count, "everything is stored", seconds=90)
         until(lambda: contents(database, leave_out=LEFT_OUT) == expected, "contents are those of a calm run")
+        settle_items(items, database)
         assert worker.terminate() == 0, worker.output
     finally:
         worker.close()

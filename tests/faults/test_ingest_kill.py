@@ -21,6 +21,7 @@ from megido_shared.bus.local import LocalBus
 from megido_shared.bus.topics import FLOWS
 from megido_shared.datadir import DataDir
 from megido_shared.testing import a_completed_flow, a_response
+from tests.faults.balance import SEED, settle_items
 from tests.integration.ingest.process import IngestProcess, journal_of
 from tests.integration.ingest.support import Log, contents, empty, ingest, rows, store_records, stream
 from tests.integration.ingest.traffic import mixed_traffic
@@ -29,15 +30,17 @@ from tests.support.waiting import until
 RECORDS = 4_000
 """Flows and the like, so nearly twice as many records: more than two full batches, and a point's second pass is in
 the middle."""
-SEED = 20_260_213
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def items() -> list[events.AnyEvent | bytes]:
+    return mixed_traffic(SEED, RECORDS)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, items: list[events.AnyEvent | bytes]) -> Path:
     """A data directory with a journal in it. Runs work on copies, so offsets and epochs are the same in each."""
     data_dir = tmp_path_factory.mktemp("recorded") / "data"
-    print(f"seed {SEED}")
-    items = mixed_traffic(SEED, RECORDS)
     assert len(items) > RECORDS
     journal_of(data_dir, items)
     return data_dir
@@ -92,13 +95,19 @@ def expected(undisturbed: dict[str, dict], recorded: Path, database: str, tmp_pa
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_each_step_nothing_is_lost_or_doubled(
-    point: str, expected: dict, recorded: Path, database: str, tmp_path: Path
+    point: str,
+    expected: dict,
+    recorded: Path,
+    items: list[events.AnyEvent | bytes],
+    database: str,
+    tmp_path: Path,
 ) -> None:
     # At the first batch, then at the second of what is left.
     found = _run(database, _copy(recorded, tmp_path, "killed"), f"{point}:1", f"{point}:2")
     assert len(found["flows"]) > RECORDS / 3
     assert found["dead_letters"]
     assert found == expected
+    settle_items(items, database)
     orphans = rows(database, "SELECT count(*) FROM flows WHERE batch_id NOT IN (SELECT batch_id FROM feed)")
     assert orphans == [(0,)]
 
@@ -119,7 +128,8 @@ def test_the_late_commit_of_a_stopped_worker_changes_nothing(database: str, tmp_
     try:
         stopped.wait_stopped()
         assert rows(database, "SELECT count(*) FROM flows") == [(0,)], "nothing may be visible before the commit"
-        took = asyncio.run(_others_work_meanwhile(database))
+        others = _distinct_flows(20, first=1000)
+        took = asyncio.run(_others_work_meanwhile(database, others))
         assert took < 5, f"another worker waited {took:.1f} s for one that is stopped"
         assert asyncio.run(_take_over(database, data_dir)) == len(flows)
         before = contents(database)
@@ -133,15 +143,16 @@ def test_the_late_commit_of_a_stopped_worker_changes_nothing(database: str, tmp_
         stopped.close()
     assert contents(database) == before
     assert rows(database, "SELECT * FROM feed") == feed
+    settle_items([*flows, *others], database)
 
 
-async def _others_work_meanwhile(url: str) -> float:
+async def _others_work_meanwhile(url: str, flows: list[events.FlowCompleted]) -> float:
     """Seconds that another worker's transaction takes, its feed row included."""
     log = Log(stream(partition=7, source="ab" * 16))
-    log.add(*_distinct_flows(20, first=1000))
+    log.add(*flows)
     begun = time.monotonic()
     (stored,) = await ingest(url, [log.records])
-    assert stored.flows == 20
+    assert stored.flows == len(flows)
     return time.monotonic() - begun
 
 

@@ -22,13 +22,14 @@ from megido_shared.db.connect import conninfo
 from megido_shared.db.embedded import EmbeddedPostgres
 from megido_shared.db.migrate import migrate
 from tests.faults.balance import accounts_of_database, settle, targets
-from tests.faults.line import Load, loaded, until_topic
+from tests.faults.line import SECONDS, Load, fault, loaded, until_topic
 from tests.faults.test_capture_network import leader
+from tests.faults.test_frozen_postgres import frozen
 from tests.integration.ingest.process import IngestProcess
 from tests.integration.ingest.support import contents, rows
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300 + 6 * SECONDS)]
 
 
 class Line:
@@ -151,6 +152,20 @@ async def test_postgres_is_restarted_within_transactions(tmp_path: Path, fresh_k
                 await flowing.load.more()
                 await asyncio.to_thread(restart_in_a_transaction, postgres, url)
                 await flowing.stored()
+
+
+async def test_postgres_and_then_a_worker_are_frozen(tmp_path: Path, fresh_kafka: Node) -> None:
+    """In the long form a minute each: then Kafka takes the worker's streams away, and its late commit is fenced."""
+    with own_postgres(tmp_path / "postgres") as (postgres, url):
+        async with line(tmp_path, url, fresh_kafka.bootstrap) as flowing:
+            second = await flowing.join()
+            with frozen(postgres):
+                await fault(flowing.load)
+            await flowing.stored()
+            second.signal(signal.SIGSTOP)
+            await fault(flowing.load)
+            second.signal(signal.SIGCONT)
+            await flowing.stored()
 
 
 async def test_the_topics_are_delivered_three_times(tmp_path: Path, database: str, fresh_kafka: Node) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -19,7 +20,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from megido_shared.db.connect import conninfo
-from megido_shared.events import FlowCompleted
+from megido_shared.events import FlowCompleted, decode
+from tests.faults.balance import accounts_of_events, settle
 from tests.integration.replayer.harness import World, eventually
 from tests.support.raw_server import OK, RawServer
 
@@ -110,6 +112,7 @@ async def test_killed_between_sending_and_result(world, method):
     assert [item.state for item in items] == ["unknown", "succeeded", "succeeded"]
     assert [head.split(b" ")[1] for head in target.heads] == [b"/0", b"/1", b"/2"]
     assert [flow.replay_position for flow in await world.published(FlowCompleted)] == [1, 2]
+    await settle_job(world, items, [int(head.split(b" ")[1][1:]) for head in target.heads])
 
 
 async def test_killed_again_and_again_under_load_nothing_is_sent_twice(world):
@@ -137,6 +140,16 @@ async def test_killed_again_and_again_under_load_nothing_is_sent_twice(world):
     flows_by_position = [flow.replay_position for flow in await world.published(FlowCompleted)]
     assert len(flows_by_position) == len(set(flows_by_position))
     assert {position for position, state in states.items() if state == "succeeded"} == set(flows_by_position)
+    await settle_job(world, items, hits)
+
+
+async def settle_job(world: World, items: list[Any], hits: list[int]) -> None:
+    """The target's ledger of what arrived, less what the items say is unknown, against the flows that were published;
+    each node's numbers have no gaps."""
+    unknown = [f"{item.position}" for item in items if item.state == "unknown"]
+    found = [record for record in map(decode, [r.value for r in await world.records()]) if record.seq]
+    stored = [f"{flow.replay_position}" for flow in found if isinstance(flow, FlowCompleted)]
+    settle([f"{hit}" for hit in hits], stored, accounts_of_events(found), failed=len(unknown), elsewhere=unknown)
 
 
 async def test_stopped_long_enough_to_lose_its_lease_it_sends_nothing_twice(world):
