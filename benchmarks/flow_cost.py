@@ -9,7 +9,6 @@ the wire; the ratio is the larger, because reading from and writing to sockets i
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import os

@@ -38,7 +38,7 @@ class Dispatcher(addonmanager.AddonManager):
         self.forget()
 
     def forget(self) -> None:
-        """To be called when an addon has got or lost addons of its own."""
+        """To be called when an addon has got or lost addons of its own, or has other `idle_hooks`."""
         self._functions = {}
 
     async def handle_lifecycle(self, event: hooks.Hook) -> None:
@@ -83,7 +83,10 @@ class Dispatcher(addonmanager.AddonManager):
                     logger.exception("hook %s failed: %s", name, type(error).__name__)
 
     def _find(self, name: str) -> list[Function]:
-        found = (getattr(addon, name, None) for top in self.chain for addon in addonmanager.traverse([top]))
+        """Without those of addons that say they have nothing to do in this hook (`idle_hooks`, a set of names): a call
+        that only finds that out costs about 0.5 µs, and a usual configuration has six of them in each flow."""
+        addons = (addon for top in self.chain for addon in addonmanager.traverse([top]))
+        found = (getattr(addon, name, None) for addon in addons if name not in getattr(addon, "idle_hooks", ()))
         return [uncontained(function) for function in found if callable(function)]
 
 
@@ -128,6 +131,9 @@ class CaptureMaster(master.Master):
             asyncio_utils.install_exception_handler(self._asyncio_exception_handler),
             asyncio_utils.set_eager_task_factory(),
         ):
+            if self.capture.node is not None:
+                self.capture.node.in_force.told.append(self.dispatcher.forget)
+                self.capture.node.parts.rule_set.replaced = self.dispatcher.forget
             self.dispatcher.forget()
             if not await self.proxyserver.setup_servers():
                 raise ConfigurationError(self._why_not_listening())

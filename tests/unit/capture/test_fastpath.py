@@ -217,3 +217,18 @@ async def test_functions_of_a_hook(functions: list[str], called: list[str], wait
     if pending is not None:
         await pending
     assert hooks.called == called and hooks.counters["hook_errors:contained"] == called.count("contained")
+
+
+def test_a_hook_is_left_out_while_its_addon_has_nothing_to_do_in_it() -> None:
+    hooks = Hooks()
+    dispatcher = Dispatcher(Master(options.Options(), event_loop=asyncio.new_event_loop()))
+    idle = SimpleNamespace(request=hooks.plain, response=hooks.plain, idle_hooks=frozenset(("request",)))
+    dispatcher.chain = [idle]
+    dispatcher.start("request", None)
+    assert hooks.called == []
+    dispatcher.start("response", None)
+    assert hooks.called == ["plain"]
+    idle.idle_hooks = frozenset()
+    dispatcher.forget()
+    dispatcher.start("request", None)
+    assert hooks.called == ["plain", "plain"]

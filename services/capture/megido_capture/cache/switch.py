@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from megido_capture.cache.static import StaticCache
 
 
+_HOOKS = frozenset(("request", "responseheaders", "response", "error"))
+
+
 class Cache:
     """Stands behind access control and payload rules, and before what streams and records."""
 
@@ -24,6 +27,7 @@ class Cache:
         self.counters = counters
         self._registry = registry
         self._cache: StaticCache | None = None
+        self._was_on = False
         self._blocked = settings.blocked_destinations
         self.apply(settings)
 
@@ -36,7 +40,13 @@ class Cache:
             from megido_capture.cache.static import StaticCache  # noqa: PLC0415 - it costs the start 60 ms
 
             self._cache = StaticCache(self.counters)
+            self._was_on = True
         self._blocked = settings.blocked_destinations
+
+    @property
+    def idle_hooks(self) -> frozenset[str]:
+        """See `Dispatcher`. None once it has been on: what was asked of a server then may be answered later."""
+        return frozenset() if self._was_on else _HOOKS
 
     @contained
     def request(self, flow: http.HTTPFlow) -> None:

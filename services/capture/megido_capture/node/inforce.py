@@ -21,7 +21,7 @@ class InForce:
     """`source` brings what is published to `live`, which decides; here it becomes what the parts do."""
 
     def __init__(self, live: LiveConfiguration, parts: Parts, journal: Journal, place: Place) -> None:
-        self.changed: Callable[[], None] = lambda: None
+        self.told: list[Callable[[], None]] = []
         """Called when a version is in force."""
         self._live = live
         self._parts = parts
@@ -62,7 +62,8 @@ class InForce:
     def _applied(self, version: int) -> None:
         """That version's settings and rules are in force."""
         self._version = version
-        self.changed()
+        for tell in self.told:
+            tell()
 
 
 def journal_cap(settings: CaptureSettings, workers: int) -> int:

@@ -80,7 +80,7 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self.addons: list[Any] = parts.in_order()
         parts.put_into_mitmproxy()
-        self.in_force.changed = self.heartbeat.soon
+        self.in_force.told.append(self.heartbeat.soon)
         self.in_force.begin()
 
     @property

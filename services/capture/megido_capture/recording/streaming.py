@@ -21,6 +21,7 @@ from megido_capture.recording.tee import Stream, Tee
 STREAM_ABOVE = 512 * 1024
 """Bytes. Two bodies of this size still fit into one record."""
 
+_DIGITS = len(str(STREAM_ABOVE))
 _LENGTHS = frozenset((len("content-length"), len("transfer-encoding")))
 
 
@@ -62,8 +63,11 @@ class Streaming:
 
     @contained
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        state, response = self._registry.flows.get(flow.id), flow.response
-        if state is None or response is None or not _may_have_body(flow.request, response):
+        response = flow.response
+        if response is None or _is_small(response.data.headers.fields):
+            return  # nearly all
+        state = self._registry.flows.get(flow.id)
+        if state is None or not _may_have_body(flow.request, response):
             return
         length = content_length(response.headers)
         if length is not None and length <= STREAM_ABOVE and not _is_event_stream(response):
@@ -125,6 +129,24 @@ def _says_length(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
         if len(name) in _LENGTHS:
             return True
     return False
+
+
+def _is_small(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether a response head says a length up to `STREAM_ABOVE`, and nothing else about how its body is to pass. One
+    look at each field: with a function for each question it took 2 µs in each flow, three times as long."""
+    small = False
+    for name, value in fields:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            if len(value) > _DIGITS or not value.isdigit() or int(value) > STREAM_ABOVE:
+                return False
+            small = True
+        elif size == 12 and name.lower() == b"content-type":
+            if value[:5].lower() == b"text/" and value.lower().startswith(b"text/event-stream"):
+                return False
+        elif size == 17 and name.lower() == b"transfer-encoding":
+            return False
+    return small
 
 
 def _has_body_of_unknown_length(request: http.Request) -> bool:

@@ -63,6 +63,11 @@ class StreamedRules:
         self._rules = rules
         self._registry = registry
 
+    @property
+    def idle_hooks(self) -> frozenset[str]:
+        """See `Dispatcher`."""
+        return frozenset() if self._rules else frozenset(("requestheaders",))
+
     @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         stream = flow.request.stream

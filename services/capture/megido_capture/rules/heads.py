@@ -22,6 +22,7 @@ SLICE = 0.001
 """Seconds of compiling in one turn of the event loop, and a pattern more. Not in a thread: RE2 holds the interpreter's
 lock while it compiles."""
 
+_HOOKS = frozenset(("requestheaders", "request"))
 _ORDER = ("param", "header", "cookie")
 """In which rules for a head are applied: a cookie goes into what a rule for the header `Cookie` put there."""
 
@@ -47,6 +48,8 @@ class RuleSet:
         self._heads: tuple[CompiledRule, ...] = ()
         self._bodies: tuple[CompiledRule, ...] = ()
         self._loading: asyncio.Task[None] | None = None
+        self.replaced: Callable[[], None] = lambda: None
+        """Called when other rules are in force: hooks may have something to do that had nothing."""
 
     def __bool__(self) -> bool:
         return bool(self._heads or self._bodies)
@@ -94,6 +97,7 @@ class RuleSet:
         heads = [item for item in compiled if item.rule.injection_type != "body"]
         self._heads = tuple(sorted(heads, key=lambda item: _ORDER.index(item.rule.injection_type)))
         self._bodies = tuple(item for item in compiled if item.rule.injection_type == "body")
+        self.replaced()
 
     def wants_body(self, request: http.Request) -> bool:
         """Whether a rule changes this request's body: then all of it has to be there before it goes on."""
@@ -193,6 +197,11 @@ class Rules:
         self.rules = rules
         self.counters = counters
         self._registry = registry
+
+    @property
+    def idle_hooks(self) -> frozenset[str]:
+        """See `Dispatcher`."""
+        return frozenset() if self.rules else _HOOKS
 
     @contained
     def requestheaders(self, flow: http.HTTPFlow) -> None:

@@ -76,8 +76,10 @@ class WebSockets:
     @contained
     def response(self, flow: http.HTTPFlow) -> None:
         """Stands before the recorder, which forgets the flow here: the connection goes on under its id."""
+        if flow.websocket is None:
+            return
         state = self._registry.flows.get(flow.id)
-        if flow.websocket is not None and state is not None and state.keep.recorded:
+        if state is not None and state.keep.recorded:
             self._handshakes[flow] = state.flow_id
 
     @contained
