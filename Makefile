@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help setup run kafka test test-unit test-deps test-security e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-outage bench-journal bench-query bench-replay clean
+.PHONY: help setup run kafka test test-unit test-deps test-security e2e faults lint types imports fmt lock bench bench-capture bench-endurance bench-ingest bench-forwarder bench-outage bench-journal bench-logs bench-query bench-replay clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-outage: setup ## Proxied traffic while Kafka is frozen against the same wh
 
 bench-journal: setup ## The journal against sqlite and buffered files
 	@$(PY) -m benchmarks.journal $(ARGS)
+
+bench-logs: setup ## The two layouts of the log files, side by side
+	@$(PY) -m benchmarks.logs $(ARGS)
 
 bench-query: setup ## A million flows searched: pages, substrings, bodies, counts, statistics (ARGS="--plans" writes the plans)
 	@$(PY) -m benchmarks.query $(ARGS)
