@@ -12,7 +12,8 @@ from megido_capture.configuration import source
 from megido_shared.config import ProxySettings, Snapshot, encode_snapshot
 from tests.integration.capture.harness import DEADLINE, Proxy, capture, curl
 from tests.integration.capture.test_liveconfig import Live
-from tests.integration.capture.upstream import Upstream, closed_port, serving
+from tests.integration.capture.upstream import Upstream, serving
+from tests.support.inside import inside
 from tests.support.raw_server import RawServer, Talk
 
 pytestmark = pytest.mark.timeout(180)
@@ -161,24 +162,26 @@ FAILURES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 
-async def test_whatever_the_api_does_what_is_in_force_stays(tmp_path: Path, behind: Behind, upstream: Upstream) -> None:
+async def test_whatever_the_api_does_what_is_in_force_stays(
+    tmp_path: Path, behind: Behind, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the next good answer is taken."""
+    for pause in ("RETRY_AFTER", "POLL_EVERY"):
+        monkeypatch.setattr(source, pause, 0.1)
     url = f"http://127.0.0.1:{upstream.port}/plain"
     behind.answer = ours(3, ip_blacklist="127.0.0.1")
-    async with RawServer(behind) as server:
-        options = ("--api-url", f"http://127.0.0.1:{server.port}", "--cache-ttl", "1")
-        async with capture(tmp_path / "data", *options) as proxy:
-            live = Live(proxy)
-            await live.status(lambda status: status.config_version == 3)
-            for name, answer in FAILURES.items():
-                await behind.becomes(answer, times=1)  # those before it have been dealt with
-                assert (await curl(proxy, url)).status != 200, name
-            await behind.becomes(answer)
-            assert (await curl(proxy, url)).status != 200 and not upstream.seen
-            await live.status(lambda status: status.config_stale)
-            await behind.becomes(ours(4))
-            await live.status(lambda status: status.config_version == 4 and not status.config_stale)
-            assert (await curl(proxy, url)).status == 200
-    # Nobody listens there any more: the next start has what was applied last.
-    async with capture(tmp_path / "data", "--api-url", f"http://127.0.0.1:{closed_port()}") as proxy:
-        assert (await Live(proxy).status(lambda _: True)).config_version == 4
+    async with (
+        RawServer(behind) as server,
+        inside(tmp_path / "data", api_url=f"http://127.0.0.1:{server.port}", cache_ttl=1) as proxy,
+    ):
+        live = Live(proxy)
+        await live.status(lambda status: status.config_version == 3)
+        for name, answer in FAILURES.items():
+            await behind.becomes(answer, times=1)  # those before it have been dealt with
+            assert (await curl(proxy, url)).status != 200, name
+        await behind.becomes(answer)
+        assert (await curl(proxy, url)).status != 200 and not upstream.seen
+        await live.status(lambda status: status.config_stale)
+        await behind.becomes(ours(4))
+        await live.status(lambda status: status.config_version == 4 and not status.config_stale)
+        assert (await curl(proxy, url)).status == 200
