@@ -249,8 +249,8 @@ class Launcher:
         while running := [child for child in children if child.running]:
             if self._hasty and not hastened:
                 hastened, begun = True, time.monotonic()
-                for child in running:
-                    child.signal(signal.SIGTERM)
+            for child in running if hastened else []:
+                child.signal(signal.SIGTERM)  # each turn: of two that follow one another closely, one is seen
             limit = _HASTY_SECONDS if hastened else _STOP_SECONDS
             left = begun + limit - time.monotonic()
             if left <= 0:
