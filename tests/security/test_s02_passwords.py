@@ -58,6 +58,39 @@ async def test_a_hash_stops_counting_with_the_configuration(tmp_path: Path, upst
         assert await asked(proxy, upstream, "Bearer new") == 407
 
 
+async def test_right_credentials_are_remembered_while_others_change(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = list[bytes]()
+    verify = Accepted.verify
+
+    def counting(accepted: Accepted, given: Given) -> bytes:
+        hashed.append(given.secret)
+        return verify(accepted, given)
+
+    monkeypatch.setattr(Accepted, "verify", counting)
+
+    async def ask(header: str) -> int:
+        return await asked(proxy, upstream, header)
+
+    token, password = "Bearer token", basic("anna", "password")
+    async with inside(tmp_path) as proxy:
+        hashes = {"auth_token_hash": CHEAP.hash("token"), "auth_password_hash": CHEAP.hash("password")}
+        proxy.apply(auth_required=True, auth_username="anna", **hashes)
+        assert [await ask(token), await ask(password)] == [200, 200]
+        assert hashed == [b"token", b"password"]
+        proxy.apply(max_body_size=1000)
+        assert [await ask(token), await ask(password)] == [200, 200] and len(hashed) == 2
+        proxy.apply(auth_token_hash=CHEAP.hash("other"))
+        assert await ask(password) == 200 and len(hashed) == 2
+        assert await ask(token) == 407 and hashed[2:] == [b"token"]
+        proxy.apply(auth_username="otto")
+        assert await ask(password) == 407 and hashed[3:] == [b"password"]
+        # The same secret hashed anew is another credential: it is verified again.
+        proxy.apply(auth_username="anna", auth_password_hash=CHEAP.hash("password"))
+        assert await ask(password) == 200 and hashed[4:] == [b"password"]
+
+
 async def test_the_loop_goes_on_while_a_hash_is_computed(tmp_path: Path, upstream: Upstream) -> None:
     """The slow part is in a thread: this loop, which is the proxy's own, answers others meanwhile."""
     slow = argon2.PasswordHasher(time_cost=12, memory_cost=65536, parallelism=1)

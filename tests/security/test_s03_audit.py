@@ -9,7 +9,7 @@ import argon2
 import pytest
 
 from megido_shared.events import AuthAttempted, NodeStatus
-from tests.integration.capture.harness import capture, curl, flows, read_events, until
+from tests.integration.capture.harness import capture, flows, read_events, until
 from tests.integration.capture.upstream import Upstream
 from tests.support.inside import Inside, inside
 
@@ -122,40 +122,3 @@ async def test_clients_that_leave_while_they_are_judged_leave_nothing(tmp_path: 
 async def _left(proxy: Inside) -> list[Any]:
     access, registry = proxy.node.parts.access, proxy.node.parts.registry
     return [registry.clients, registry.refused, registry.flows, access._refused, access._tunnels]
-
-
-async def test_right_credentials_are_remembered_while_others_change(
-    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from megido_capture.access.credentials import Accepted, Given
-
-    hashed = list[bytes]()
-    verify = Accepted.verify
-
-    def counting(accepted: Accepted, given: Given) -> bytes:
-        hashed.append(given.secret)
-        return verify(accepted, given)
-
-    monkeypatch.setattr(Accepted, "verify", counting)
-    full = argon2.PasswordHasher()
-    url = f"http://127.0.0.1:{upstream.port}/plain"
-
-    async def ask(*given: str) -> int:
-        return (await curl(proxy, url, *given)).status
-
-    token, password = ("-H", "Proxy-Authorization: Bearer token"), ("--proxy-user", "anna:password")
-    async with inside(tmp_path) as proxy:
-        hashes = {"auth_token_hash": full.hash("token"), "auth_password_hash": full.hash("password")}
-        proxy.apply(auth_required=True, auth_username="anna", **hashes)
-        assert [await ask(*token), await ask(*password)] == [200, 200]
-        assert hashed == [b"token", b"password"]
-        proxy.apply(max_body_size=1000)
-        assert [await ask(*token), await ask(*password)] == [200, 200] and len(hashed) == 2
-        proxy.apply(auth_token_hash=full.hash("other"))
-        assert await ask(*password) == 200 and len(hashed) == 2
-        assert await ask(*token) == 407 and hashed[2:] == [b"token"]
-        proxy.apply(auth_username="otto")
-        assert await ask(*password) == 407 and hashed[3:] == [b"password"]
-        # The same secret hashed anew is another credential: it is verified again.
-        proxy.apply(auth_username="anna", auth_password_hash=full.hash("password"))
-        assert await ask(*password) == 200 and hashed[4:] == [b"password"]
