@@ -19,6 +19,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hyperframe.frame import HeadersFrame
 
 from tests.integration.capture.harness import DEADLINE, Proxy, environment
 from tests.integration.capture.upstream import closed_port, full_backlog
@@ -282,6 +283,17 @@ def curling(*arguments: str, most: float = 25) -> Client:
     return go
 
 
+@dataclass
+class Over:
+    """A client that does another thing over HTTP/2."""
+
+    h1: Client
+    h2: Client
+
+    async def __call__(self, place: Place) -> str:
+        return await (self.h2 if place.over == "h2" else self.h1)(place)
+
+
 async def distrusting(place: Place) -> str:
     """curl that trusts somebody else, and neither us nor the server."""
     with trustme.CA().cert_pem.tempfile() as path:
@@ -372,6 +384,29 @@ def h2_client_resets(conn: h2.connection.H2Connection, writer: asyncio.StreamWri
 
 def h2_client_goes_away(conn: h2.connection.H2Connection, writer: asyncio.StreamWriter) -> None:
     conn.close_connection()
+
+
+def h2_within_head(then: str) -> Client:
+    """An HTTP/2 client that sends a part of a request's head, and closes, resets or waits."""
+
+    async def go(place: Place) -> str:
+        async with dialled(place, "h2") as (reader, writer):
+            conn = h2.connection.H2Connection()
+            conn.initiate_connection()
+            writer.write(conn.data_to_send() + HeadersFrame(1, data=b"\x82\x87").serialize())  # no END_HEADERS
+            while not any(
+                isinstance(event, h2.events.SettingsAcknowledged)
+                for event in conn.receive_data(await reader.read(65536))
+            ):
+                pass  # it says that what we sent is read
+            with contextlib.suppress(ConnectionError):
+                if then == "reset":
+                    await reset(writer)
+                elif then == "wait":
+                    await reader.read(-1)
+        return "closed" if then == "wait" else "gone"
+
+    return go
 
 
 def in_tunnel(data: bytes, *, then: str = "close") -> Client:

@@ -11,6 +11,7 @@ from megido_shared.events import AuthAttempted, ErrorRaised, ErrorType, FlowFail
 from tests.integration.capture.breakage import (
     SEEN,
     Client,
+    Over,
     Server,
     bad_request,
     black_hole,
@@ -31,6 +32,7 @@ from tests.integration.capture.breakage import (
     h2_says,
     h2_sending,
     h2_waits_in_body,
+    h2_within_head,
     hello,
     in_tunnel,
     never,
@@ -63,6 +65,7 @@ BAD_REQUEST: Gets = {"http": "400", "https": "400"}
 
 OK = b"HTTP/1.1 200 OK\r\n"
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PART_OF_HEAD = b"GET %s HTTP/1.1\r\nCookie: secret"
 POST = b"POST %s HTTP/1.1\r\nHost: localhost\r\n"
 SMALL, LARGE, CHUNKED = (
     b"Content-Length: 1000\r\n\r\n",
@@ -259,7 +262,35 @@ ROWS = (
         False,
         options=("--header-timeout", "1"),
     ),
+    Row(
+        "the request's head takes longer than `header_timeout`",
+        TIMEOUT,
+        {"http": "closed", "https": "closed", "h2": "closed"},
+        fine,
+        Over(h1=sending(PART_OF_HEAD), h2=h2_within_head("wait")),
+        False,
+        says="within 1 seconds (header_timeout)",
+        options=("--header-timeout", "1"),
+    ),
     # The client goes.
+    Row(
+        "the client closes within the head of its request",
+        RESET,
+        {"http": "gone", "https": "gone", "h2": "gone"},
+        fine,
+        Over(h1=sending(PART_OF_HEAD, then="close"), h2=h2_within_head("close")),
+        False,
+        says="within the head of its request",
+    ),
+    Row(
+        "the client resets within the head of its request",
+        RESET,
+        {"http": "gone", "https": "gone", "h2": "gone"},
+        fine,
+        Over(h1=sending(PART_OF_HEAD, then="reset"), h2=h2_within_head("reset")),
+        False,
+        says="within the head of its request",
+    ),
     Row("the client closes while it waits", RESET, LEFT, client=sending(GET, then="close")),
     Row("the client resets while it waits", RESET, LEFT, client=sending(GET, then="reset")),
     Row(

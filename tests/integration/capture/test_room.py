@@ -103,25 +103,23 @@ async def test_who_makes_use_of_its_place_keeps_it(tmp_path: Path, upstream: Ups
 
 
 async def test_who_is_not_authenticated_goes_first(tmp_path: Path, upstream: Upstream) -> None:
-    """Though the one that is has been idle for longer; what it is refused for costs a client its age as well."""
+    """Though the one that is has had no request for longer: what is refused is no use of a place."""
     options = ("--auth-required", "--auth-username", "user", "--auth-password", "right")
     asked = get(upstream, "plain/1")
     allowed = asked[:-2] + USER + b"\r\n"
     async with (
         capture(tmp_path, "--max-concurrent-clients", "3", *options) as proxy,
+        connected(proxy, 2, asked) as strangers,
         connected(proxy, 1, allowed) as [(known, writer)],
     ):
         await known.readuntil(b'"answer": "1"}')
-        async with connected(proxy, 2, asked) as strangers:
-            for stranger, _ in strangers:
+        for stranger, asks_again in strangers:
+            asks_again.write(asked)
+            for _ in range(2):
                 assert b" 407 " in await stranger.readuntil(b"\r\n\r\n")
-
-            async def served() -> int:
-                for _, keeps_asking in strangers:
-                    keeps_asking.write(asked)
-                return (await curl(proxy, url(upstream), "--proxy-user", "user:right")).status
-
-            await until(served, lambda status: status == 200)
-            assert await counted(proxy, "evicted_clients") == 1
+        await until(
+            lambda: curl(proxy, url(upstream), "--proxy-user", "user:right"), lambda answer: answer.status == 200
+        )
+        assert await counted(proxy, "evicted_clients") == 1
         writer.write(allowed)
         await known.readuntil(b'"answer": "1"}')

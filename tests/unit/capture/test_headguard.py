@@ -26,6 +26,9 @@ class Observer:
     def refused_head(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
         raise AssertionError
 
+    def unfinished_head(self, conn: connection.Client, target: tuple[str, int] | None, *, left: bool) -> None:
+        raise AssertionError
+
     def broken_request(self, conn: connection.Client, message: str) -> None:
         raise AssertionError
 
@@ -77,6 +80,7 @@ def test_taken_out_as_it_was() -> None:
     assert all(vars(owner)[name] is not old for (owner, name), old in zip(PATCHED, before, strict=True))
     headguard.stop_guarding()
     assert [vars(owner)[name] for owner, name in PATCHED] == before
+    assert "close_connection" not in vars(_http2.Http2Server)
 
 
 def test_a_record_with_the_largest_heads_fits() -> None:

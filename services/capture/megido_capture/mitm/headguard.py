@@ -20,6 +20,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import _base, _events, _http1, _http2
 
+from megido_capture.mitm.calm import excess, keep_calm
 from megido_capture.mitm.framing import head_flaw
 
 MAX_BYTES = 256 * 1024
@@ -41,6 +42,9 @@ LINGER_STEPS = 8
 
 _FIELD = 32
 """What HTTP/2 counts for each field beside its bytes (RFC 9113, 6.5.2)."""
+_PEER_CLOSED = "peer closed connection"
+"""What mitmproxy calls the end of an HTTP/2 connection whose bytes have ended."""
+
 _HEADERS_FRAME = b"\x01"
 """The type of a HEADERS frame, behind its length."""
 _SMALL = 3 * MAX_FIELDS
@@ -57,6 +61,9 @@ class Observer(Protocol):
     def refused_head(self, conn: connection.Client, message: str, target: tuple[str, int] | None) -> None:
         """A request head was refused, before there was a flow. `target` is that of the tunnel, if there is one."""
 
+    def unfinished_head(self, conn: connection.Client, target: tuple[str, int] | None, *, left: bool) -> None:
+        """A connection ended within the head of a request. `left`: its client ended it."""
+
     def broken_request(self, conn: connection.Client, message: str) -> None:
         """The open flow of an HTTP/1 connection ends, for what its client sent after the head."""
 
@@ -65,6 +72,7 @@ _h1_server_head = _http1.Http1Server.read_headers
 _h1_client_head = _http1.Http1Client.read_headers
 _h1_body = _http1.Http1Connection.read_body
 _h1_wait = _http1.Http1Connection.wait
+_h2_closed = _http2.Http2Connection.close_connection
 _h2_init = _http2.Http2Connection.__init__
 _h2_server_event = _http2.Http2Server.handle_h2_event
 _h2_client_event = _http2.Http2Client.handle_h2_event
@@ -75,6 +83,9 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
     pieces."""
 
     def server_head(self: _http1.Http1Server, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        if isinstance(event, events.ConnectionClosed) and _is_partial(self.buf):
+            observer.unfinished_head(self.context.client, self.context.server.address, left=_was_left(self.conn))
+            self.buf._extract(len(self.buf))  # mitmproxy would log it, credentials and all
         if len(self.buf) > _SMALL and isinstance(event, events.DataReceived) and (why := head_excess(self.buf)):
             return _refuse(self, why, observer)
         if isinstance(event, events.DataReceived) and (why := head_flaw(self.buf)):
@@ -91,6 +102,8 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
     def server_event(self: _http2.Http2Server, event: h2.events.Event) -> CommandGenerator[bool]:
         if isinstance(event, h2.events.RequestReceived) and (why := fields_excess(event.headers)):
             return _refuse_stream(self, event.stream_id, why, observer)
+        if why := excess(event, self.h2_conn):
+            return _too_much(self, why)
         if isinstance(event, h2.events.TrailersReceived) and (why := fields_excess(event.headers, MAX_TRAILER_BYTES)):
             return _reset_stream(self, event.stream_id, f"request trailers: {why}")
         if isinstance(event, h2.exceptions.ProtocolError) and _is_excess(event):
@@ -98,6 +111,11 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
                 self.context.client, f"HTTP/2 protocol error: request head: {event}", self.context.server.address
             )
         return _h2_server_event(self, event)
+
+    def closed(self: _http2.Http2Server, message: str) -> CommandGenerator[None]:
+        if message == _PEER_CLOSED and _within_head(self):
+            observer.unfinished_head(self.context.client, self.context.server.address, left=_was_left(self.conn))
+        return _h2_closed(self, message)
 
     _http1.Http1Server.read_headers = server_head  # type: ignore[method-assign]
     _http1.Http1Client.read_headers = _client_head  # type: ignore[method-assign]
@@ -122,6 +140,7 @@ def guard_heads(observer: Observer, head_begun: Callable[[connection.Client], No
     _http2.Http2Connection.__init__ = _init_h2  # type: ignore[method-assign]
     _http2.Http2Server.handle_h2_event = server_event  # type: ignore[method-assign]
     _http2.Http2Client.handle_h2_event = _client_event  # type: ignore[method-assign]
+    _http2.Http2Server.close_connection = closed  # type: ignore[method-assign,assignment]
 
 
 def stop_guarding() -> None:
@@ -133,6 +152,8 @@ def stop_guarding() -> None:
     _http2.Http2Connection.__init__ = _h2_init  # type: ignore[method-assign]
     _http2.Http2Server.handle_h2_event = _h2_server_event  # type: ignore[method-assign]
     _http2.Http2Client.handle_h2_event = _h2_client_event  # type: ignore[method-assign]
+    if "close_connection" in vars(_http2.Http2Server):
+        del _http2.Http2Server.close_connection  # its base class's is the original
 
 
 def head_excess(buf: ReceiveBuffer) -> str:
@@ -167,6 +188,11 @@ def unfinished() -> Iterator[tuple[connection.Client, bool]]:
 def _within_head(server: _http2.Http2Server) -> bool:
     frames = server.h2_conn.incoming_buffer
     return bool(frames._headers_buffer) or frames._data[3:4] == _HEADERS_FRAME
+
+
+def _was_left(conn: connection.Connection) -> bool:
+    """Whether its client has closed it, or reset it. One that is cut here cannot be written to any more."""
+    return bool(conn.state & connection.ConnectionState.CAN_WRITE)
 
 
 def fields_excess(headers: Iterable[tuple[Any, Any]] | None, max_bytes: int = MAX_BYTES) -> str:
@@ -263,6 +289,7 @@ def _init_h2(self: _http2.Http2Connection, *args: Any, **kwargs: Any) -> None:
     self.h2_conn.local_settings.max_header_list_size = MAX_BYTES + MAX_FIELDS * _FIELD
     self.h2_conn.local_settings.acknowledge()
     self.h2_conn.decoder.max_header_list_size = DECODED
+    keep_calm(self.h2_conn, client=isinstance(self, _http2.Http2Server), max_block=DECODED)
     if isinstance(self, _http2.Http2Server):
         _H2_SERVERS.add(self)
 
@@ -279,6 +306,11 @@ def _refuse_stream(self: _http2.Http2Server, stream_id: int, why: str, observer:
     self.h2_conn.send_headers(stream_id, headers)
     self.h2_conn.send_data(stream_id, body, end_stream=True)
     yield from self.protocol_error(message, h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+    return True
+
+
+def _too_much(self: _http2.Http2Server, why: str) -> CommandGenerator[bool]:
+    yield from self.protocol_error(f"HTTP/2 protocol error: {why}", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
     return True
 
 

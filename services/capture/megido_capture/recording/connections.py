@@ -10,6 +10,7 @@ from mitmproxy.proxy import server_hooks
 from megido_capture.counters import Counters, contained
 from megido_capture.recording.emitter import Emitter
 from megido_capture.recording.errors import Cause, cause_of_exception, cause_of_message, failure, remedy
+from megido_capture.recording.floods import Flood
 from megido_capture.recording.flows import url_from
 from megido_capture.recording.recorder import Recorder
 from megido_capture.recording.state import ClientState, Registry, ServerFailure, ServerState
@@ -34,6 +35,7 @@ class Connections:
         self._registry = registry
         self._recorder = recorder
         self._clock = clock
+        self._flood = Flood(time.monotonic())
 
     @contained
     def client_connected(self, client: connection.Client) -> None:
@@ -46,8 +48,8 @@ class Connections:
             return
         if state.flows:
             self._recorder.client_gone(list(state.flows.values()))
-        if state.timed_out:
-            self._raise(state, Cause(ErrorType.TIMEOUT, state.timed_out), self._intended_url(state))
+        if state.timed_out and not state.ending:
+            self._raise_bounded(state, Cause(ErrorType.TIMEOUT, state.timed_out), self._intended_url(state))
             return
         if state.tls_failure:
             self._raise(state, Cause(ErrorType.SSL_ERROR, state.tls_failure), self._intended_url(state))
@@ -112,7 +114,7 @@ class Connections:
 
     @contained
     def client_timed_out(self, conn: connection.Client, message: str) -> None:
-        """A client that is cut in its TLS handshake: told at its disconnect, as other failures of it."""
+        """A client that is cut in its TLS handshake or within a head: told when its connection ends."""
         self._registry.client(conn).timed_out = message
 
     @contained
@@ -156,6 +158,19 @@ class Connections:
             self._end(conn, message, target)
 
     @contained
+    def unfinished_head(self, conn: connection.Client, target: tuple[str, int] | None, *, left: bool) -> None:
+        """A client's connection ended within the head of a request. Open flows tell of that end themselves, and where
+        we cut it there is nothing to tell but a deadline."""
+        state = self._registry.client(conn)
+        if state.ending or not (state.timed_out or (left and not state.flows)):
+            return
+        state.ending = True
+        cause = Cause(ErrorType.CONNECTION_RESET, "the client closed the connection within the head of its request")
+        if state.timed_out:
+            cause = Cause(ErrorType.TIMEOUT, state.timed_out)
+        self._raise_bounded(state, cause, self._url((target[0], target[1])) if target else "")
+
+    @contained
     def crashed(self, conn: connection.Client, error: BaseException) -> None:
         """A layer of mitmproxy raised: what is open on the connection ends with it."""
         state = self._registry.client(conn)
@@ -179,7 +194,7 @@ class Connections:
         state = self._registry.client(conn)
         state.ending = True
         url = self._url((target[0], target[1])) if target else ""
-        self._raise(state, Cause(ErrorType.PROTOCOL_ERROR, message), url)
+        self._raise_bounded(state, Cause(ErrorType.PROTOCOL_ERROR, message), url)
 
     def _intended_url(self, state: ClientState) -> str:
         host, port = state.tls_target or (state.conn.sni or "", 443)
@@ -187,6 +202,16 @@ class Connections:
 
     def _url(self, address: tuple[str, int]) -> str:
         return url_from("http" if address[1] == 80 else "https", address[0], address[1], b"/")
+
+    def _raise_bounded(self, client: ClientState, cause: Cause, url: str) -> None:
+        """An error that anybody who can connect may cause at will."""
+        left_out = self._flood.admit(client.conn.peername[0], time.monotonic())
+        if left_out < 0:
+            self.counters["errors_left_out"] += 1
+            return
+        if left_out:
+            cause = replace(cause, message=f"{cause.message} ({left_out} more from this address were left out)")
+        self._raise(client, cause, url)
 
     def _raise(self, client: ClientState, cause: Cause, url: str) -> None:
         if not self._recorder.keep.recorded:
