@@ -3,6 +3,7 @@ have it from an older API, from a bus or from a file."""
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import re2
 
@@ -17,15 +18,29 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FRAMING = frozenset(("content-length", "transfer-encoding", "te", "trailer", "connection", "upgrade", "keep-alive"))
 
 
-def compile_pattern(pattern: str) -> Callable[[str], object]:
-    """`pattern` as a search in a text, which gives None when it is not found. Raises re2.error when it is none, or
-    takes more than MAX_MEM."""
+MAX_STEPS = 2_000_000
+"""Instructions of a pattern times characters of a text. RE2's time is linear in both, at worst 50 ns for each: where
+its automaton does not fit into its budget, `(a?){300}b` takes three seconds for 60,000 letters a."""
+
+SEARCHED_ALWAYS = 2048
+"""Characters of a text that every pattern is searched in."""
+
+
+class Pattern(NamedTuple):
+    """`search` gives None when it is not found; `longest` is the length of the texts that it may be asked about."""
+
+    search: Callable[[str], object]
+    longest: int
+
+
+def compile_pattern(pattern: str) -> Pattern:
+    """Raises re2.error when `pattern` is none, or takes more than MAX_MEM."""
     options = re2.Options()
     options.log_errors = False
     options.max_mem = MAX_MEM
-    search: Callable[[str], object] = re2.compile(pattern, options).search
+    compiled = re2.compile(pattern, options)
     re2.purge()  # it keeps the last 128 for ever
-    return search
+    return Pattern(compiled.search, max(SEARCHED_ALWAYS, MAX_STEPS // max(1, compiled.programsize)))
 
 
 def unusable_name(injection_type: str, name: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import re2
 from mitmproxy.http import Headers
 from mitmproxy.test import tflow
 
@@ -12,7 +13,7 @@ from megido_capture.rules.bodies import Rewriting
 from megido_capture.rules.heads import RuleSet
 from megido_capture.rules.injection import BODY_CAP, NotApplicable, inject
 from megido_shared.config import PayloadRule
-from megido_shared.rulelimits import MAX_ACTIVE
+from megido_shared.rulelimits import MAX_ACTIVE, MAX_STEPS, SEARCHED_ALWAYS, compile_pattern
 
 
 def rule(kind: Any = "header", point: str = "X", payload: str = "v", **more: Any) -> PayloadRule:
@@ -293,3 +294,24 @@ async def test_what_is_compiled_is_kept_while_a_rule_uses_it() -> None:
     assert done == ["at once"]
     while len(done) < 2:
         await asyncio.sleep(0)
+
+
+def test_a_url_too_long_for_a_pattern_skips_that_rule_alone() -> None:
+    """`(a?){300}b` takes seconds for it, in which nobody is served."""
+    counters = Counters()
+    rules = RuleSet(counters, "browser")
+    hungry = rule(point="Hungry", id=1, target_url_pattern="(a?){300}b?")
+    rules.replace([hungry, rule(point="Usual", id=2, target_url_pattern=r"https?://[^/]+/a+\?id=[0-9]+")])
+    long = request(path=b"/" + b"a" * 30_000 + b"?id=1")
+    assert rules.apply_head(long) == (2,)
+    assert "Usual" in long.headers and "Hungry" not in long.headers
+    assert counters["rule_skipped:1"] == 1 and not counters["rule_skipped:2"] and not counters["rule_errors:1"]
+    short = request(path=b"/" + b"a" * (SEARCHED_ALWAYS - 100))
+    assert rules.apply_head(short) == (1,) and counters["rule_skipped:1"] == 1
+
+
+@pytest.mark.parametrize("pattern", ["(a?){300}b", r"[\pL\pN]{5}", "|".join(f"host{n}" for n in range(400)), "a"])
+def test_what_a_search_may_cost(pattern: str) -> None:
+    found, size = compile_pattern(pattern), re2.compile(pattern).programsize
+    assert found.longest >= SEARCHED_ALWAYS
+    assert found.longest == SEARCHED_ALWAYS or found.longest * size <= MAX_STEPS

@@ -28,7 +28,7 @@ class Rule(BaseModel):
     hits: int
     last_hit_at: str | None
     errors: int = Field(description="how often it could not be applied, counted by nodes since their starts")
-    skipped: int = Field(description="how often a body was too large for it, counted likewise")
+    skipped: int = Field(description="how often a body was too large for it, or a URL too long, counted likewise")
     etag: str = Field(description="for If-Match: a change is refused (412) when somebody else made one meanwhile")
 
 

@@ -14,7 +14,7 @@ from megido_capture.recording.flows import url_of
 from megido_capture.recording.state import Registry
 from megido_capture.rules.injection import BODY_CAP, inject, kind_of
 from megido_shared.config import PayloadRule
-from megido_shared.rulelimits import MAX_ACTIVE, compile_pattern, unusable_name
+from megido_shared.rulelimits import MAX_ACTIVE, SEARCHED_ALWAYS, Pattern, compile_pattern, unusable_name
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,13 @@ _HOOKS = frozenset(("requestheaders", "request"))
 _ORDER = ("param", "header", "cookie")
 """In which rules for a head are applied: a cookie goes into what a rule for the header `Cookie` put there."""
 
-type _Search = Callable[[str], object]
-
 
 class CompiledRule:
-    __slots__ = ("matches", "rule")
+    __slots__ = ("longest", "matches", "rule")
 
-    def __init__(self, rule: PayloadRule, matches: _Search) -> None:
+    def __init__(self, rule: PayloadRule, pattern: Pattern) -> None:
         self.rule = rule
-        self.matches = matches
+        self.matches, self.longest = pattern
 
 
 class RuleSet:
@@ -43,7 +41,7 @@ class RuleSet:
     def __init__(self, counters: Counters, source_app: str) -> None:
         self._counters = counters
         self._source_app = source_app
-        self._searches: dict[str, _Search | re2.error] = {}
+        self._searches: dict[str, Pattern | re2.error] = {}
         """What is compiled, by pattern: a change of one rule compiles one."""
         self._heads: tuple[CompiledRule, ...] = ()
         self._bodies: tuple[CompiledRule, ...] = ()
@@ -141,6 +139,7 @@ class RuleSet:
     def _apply(self, rules: Sequence[CompiledRule], request: http.Request) -> tuple[int, ...]:
         if not rules:
             return ()
+        self._skip_long(rules, request)
         found = [item.rule for item in self._matching(rules, request)]
         applied: list[int] = []
         for _, group in groupby(found, key=lambda rule: rule.injection_type):
@@ -156,7 +155,15 @@ class RuleSet:
 
     def _matching(self, rules: Sequence[CompiledRule], request: http.Request) -> list[CompiledRule]:
         url = url_of(request)
-        return [item for item in rules if item.matches(url)]
+        return [item for item in rules if len(url) <= item.longest and item.matches(url)]
+
+    def _skip_long(self, rules: Sequence[CompiledRule], request: http.Request) -> None:
+        """The URL is too long for the pattern: everybody would wait for it."""
+        if len(request.data.path) > SEARCHED_ALWAYS // 2:
+            length = len(url_of(request))
+            for item in rules:
+                if length > item.longest:
+                    self._counters[f"rule_skipped:{item.rule.id}"] += 1
 
     def _applies(self, rule: PayloadRule) -> bool:
         return rule.active and (not rule.target_apps or self._source_app in rule.target_apps)
@@ -171,7 +178,7 @@ class RuleSet:
             return CompiledRule(rule, search)
         return None
 
-    def _search_of(self, pattern: str) -> _Search | re2.error:
+    def _search_of(self, pattern: str) -> Pattern | re2.error:
         found = self._searches.get(pattern)
         if found is None:
             try:
