@@ -6,15 +6,21 @@ import socket
 import threading
 from pathlib import Path
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from megido_capture.node.drain import SETTLED
 from megido_capture.recording.state import ClientState
 from megido_capture.stopping import DRAIN_SECONDS, Budget
 from megido_shared.events import FlowCompleted, FlowInterrupted, FlowStarted, WebSocketMessage
 from tests.integration.capture.harness import Proxy, body, capture, flows, read_events, until
 from tests.integration.capture.test_limits import closed
+from tests.integration.capture.test_slow_clients import secured
 from tests.integration.capture.test_websocket import echoing
 from tests.integration.capture.upstream import PIECE, Upstream, body_of_size, full_backlog
 from tests.support.inside import Inside, inside
@@ -162,13 +168,40 @@ async def test_a_slow_reader_gets_all_of_an_answer_that_is_recorded(tmp_path: Pa
         reader, writer = await owed(proxy, upstream, 400_000)
         await proxy.node.end_connections()
         draining = asyncio.create_task(proxy.node.drain(Budget(600)))
+        await asyncio.wait({draining}, timeout=4 * SETTLED)
+        assert not draining.done(), "it was taken for idle"
         assert b" 200 " in await head(reader)
-        assert await asyncio.wait_for(reader.readexactly(200_000), 30) == body_of_size(400_000)[:200_000]
-        assert not draining.done()
-        assert await asyncio.wait_for(reader.readexactly(200_000), 30) == body_of_size(400_000)[200_000:]
+        assert await asyncio.wait_for(reader.readexactly(400_000), 30) == body_of_size(400_000)
         assert await asyncio.wait_for(reader.read(), 30) == b""
         await asyncio.wait_for(draining, 30)
         assert not proxy.node.parts.counters["answers_cut_by_stop"]
+        writer.close()
+
+
+async def test_a_slow_reader_over_http2_gets_all_of_it(tmp_path: Path, upstream_tls: Upstream, trusted: str) -> None:
+    """It waits for the client's window, not in its socket."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1000})
+    fields = [(":method", "GET"), (":path", "/length/40000"), (":scheme", "https"), (":authority", "localhost")]
+    client.send_headers(1, fields, end_stream=True)
+    async with inside(tmp_path / "data", ssl_verify_upstream_trusted_ca=trusted) as proxy:
+        reader, writer = await secured(proxy, upstream_tls.port, "h2")
+        writer.write(client.data_to_send())
+        await proxy.until(lambda found: bool(flows(found)))
+        await proxy.node.end_connections()
+        draining = asyncio.create_task(proxy.node.drain(Budget(600)))
+        await asyncio.wait({draining}, timeout=4 * SETTLED)
+        assert not draining.done(), "it was taken for idle"
+        received = b""
+        while len(received) < 40_000:
+            for event in client.receive_data(await asyncio.wait_for(reader.read(65536), 20)):
+                if isinstance(event, h2.events.DataReceived):
+                    received += event.data
+                    client.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            writer.write(client.data_to_send())
+        assert received == body_of_size(40_000)
+        await asyncio.wait_for(draining, 30)
         writer.close()
 
 
