@@ -1,12 +1,14 @@
 """How fast a million flows are searched, by the very code that the API runs: pages of 100, their totals, statistics.
 
 Each query of the mix runs many times, in turns with the others; the figures are the client's, over one connection, in
-milliseconds. `yardstick_*` is the newest page without a filter: what everything costs on this machine at this moment.
+milliseconds. `cpu_ms` is what client and server process computed for it, the mean. `yardstick_*` is the newest page
+without a filter: what everything costs on this machine at this moment (one to two milliseconds on an idle one).
 The plans of the main queries go to `docs/query-plans.md` (`--plans`).
 """
 
 import argparse
 import asyncio
+import os
 import random
 import tempfile
 import time
@@ -15,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 from uuid import UUID
 
@@ -45,17 +47,19 @@ type Ask = Callable[[], Awaitable[int]]
 
 @dataclass(slots=True)
 class Query:
-    """`times` in ms; `rows` of the last answer, so that a query that finds nothing shows."""
+    """`times` and `cpu` (of client and server together) in ms, a value an asking; `rows` of the last answer, so that a
+    query that finds nothing shows."""
 
     ask: Ask
     times: list[float]
+    cpu: list[float]
     rows: int = 0
 
 
 class Mix:
     """The queries by name, over one connection."""
 
-    def __init__(self, connection: AsyncConnection, hosts: list[str], deep: UUID) -> None:
+    def __init__(self, connection: AsyncConnection, hosts: list[str], deep: UUID, once: str) -> None:
         self._connection = connection
         self._hosts = hosts
         self.queries: dict[str, Query] = {}
@@ -63,7 +67,7 @@ class Mix:
         self._two_filters()
         for kind, word in URL.items():
             self._add(f"url {kind}", self._page(Filters(search=word)))
-        for kind, word in BODY.items():
+        for kind, word in (BODY | {"once": once}).items():
             self._add(f"body {kind}", self._body(word))
         self._add("keyset 1", self._page(Filters()))
         self._add("keyset deep", self._page(Filters(), deep))
@@ -92,7 +96,7 @@ class Mix:
             self._add(f"two: {name}", self._found(search.Search(where=conditions)))
 
     def _add(self, name: str, ask: Ask) -> None:
-        self.queries[name] = Query(ask, [])
+        self.queries[name] = Query(ask, [], [])
 
     def _page(self, filters: Filters, cursor: UUID | None = None) -> Ask:
         async def ask() -> int:
@@ -140,13 +144,15 @@ async def measure(url: str, rounds: int) -> dict[str, Query]:
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             mix = await _mix(connection)
+            pid = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
             for number in range(rounds + 3):
                 for name in rng.sample(list(mix.queries), len(mix.queries)):
                     query = mix.queries[name]
-                    begun = time.perf_counter()
+                    begun, computed = time.perf_counter(), _computed_ms(pid)
                     query.rows = await query.ask()
                     if number >= 3:  # the first ones warm up
                         query.times.append((time.perf_counter() - begun) * 1000)
+                        query.cpu.append(_computed_ms(pid) - computed)
                 if number % 20 == 0:
                     say(f"round {number} of {rounds + 3}")
             return mix.queries
@@ -154,12 +160,22 @@ async def measure(url: str, rounds: int) -> dict[str, Query]:
         await engine.dispose()
 
 
+def _computed_ms(pid: int) -> float:
+    """CPU time of this process and of the server's process that serves it."""
+    server_ns = int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+    return time.process_time() * 1000 + server_ns / 1e6
+
+
 async def _mix(connection: AsyncConnection) -> Mix:
     hosts = await connection.exec_driver_sql("SELECT host FROM flows GROUP BY 1 ORDER BY count(*) DESC, 1")
     deep = await connection.exec_driver_sql(
         "SELECT flow_id FROM flows ORDER BY flow_id DESC OFFSET (SELECT least(500000, count(*) / 2) FROM flows) LIMIT 1"
     )
-    return Mix(connection, [row.host for row in hosts], deep.scalar_one())
+    once = await connection.exec_driver_sql(  # random digits of one body, whatever part of them is indexed
+        """SELECT substring(response_body FROM '"([0-9a-f]{16})"') FROM flow_text WHERE response_body IS NOT NULL
+           ORDER BY flow_id DESC OFFSET (SELECT count(*) / 4 FROM flow_text) LIMIT 1"""
+    )
+    return Mix(connection, [row.host for row in hosts], deep.scalar_one(), once.scalar_one())
 
 
 def p95(times: Collection[float]) -> float:
@@ -265,7 +281,10 @@ def report(
     cost: Mapping[str, float],
 ) -> None:
     for name, query in queries.items():
-        say(f"{name:36} p50 {median(query.times):8.2f}  p95 {p95(query.times):8.2f} ms  ({query.rows} rows)")
+        say(
+            f"{name:36} p50 {median(query.times):8.2f}  p95 {p95(query.times):8.2f}  cpu {mean(query.cpu):8.2f} ms"
+            f"  ({query.rows} rows)"
+        )
     total = _counted(url, "SELECT count(*) FROM flows")
     texts = _counted(url, "SELECT count(*) FROM flow_text")
     disk = sizes(url)
@@ -285,9 +304,15 @@ def report(
             "json_bytes_per_flow": query_plans.json_bytes(url),
             **extra,
             "queries": {
-                name: {"p50_ms": round(median(q.times), 2), "p95_ms": round(p95(q.times), 2), "rows": q.rows}
+                name: {
+                    "p50_ms": round(median(q.times), 2),
+                    "p95_ms": round(p95(q.times), 2),
+                    "cpu_ms": round(mean(q.cpu), 2),
+                    "rows": q.rows,
+                }
                 for name, q in queries.items()
             },
+            "load_average": round(os.getloadavg()[1], 1),
             "postgres_settings": SETTINGS,
         },
         packages=("psycopg", "sqlalchemy"),

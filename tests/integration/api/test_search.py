@@ -134,6 +134,7 @@ async def test_pages_and_totals_equal_a_naive_scan(
 ) -> None:
     monkeypatch.setattr(search, "WALK", walk)
     monkeypatch.setattr(search, "_WORTH", 0.5)  # so that what is not looked through at once is sought
+    monkeypatch.setattr(search, "_CANDIDATES", 10)
     url, present = stored
     rng = random.Random(walk)
     engine = create_engine(url)
