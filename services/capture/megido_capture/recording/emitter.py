@@ -1,6 +1,7 @@
 """Events into the journal: stamping, sequence numbers, and the size limit of a record."""
 
 from collections import Counter
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
@@ -50,14 +51,17 @@ class Emitter:
     def __init__(self, journal: JournalLike, source_app: str) -> None:
         self.journal = journal
         self.source_app = source_app
+        # Kept, because they never change: through the journal's properties they cost 1 µs in each flow.
+        self.node, self.epoch = journal.node, journal.epoch
+        self.next_seq: Callable[[], int] = journal.next_seq
+        """The number of an event that will be written."""
 
     def stamp(self, time_us: int) -> dict[str, Any]:
         """The fields of every event. For a record that is not terminal: `seq` is left at 0."""
-        journal = self.journal
         return {
             "event_id": ids.new_id(),
-            "node": journal.node,
-            "epoch": journal.epoch,
+            "node": self.node,
+            "epoch": self.epoch,
             "time_us": time_us,
             "source_app": self.source_app,
         }
@@ -67,10 +71,6 @@ class Emitter:
         stamp = self.stamp(time_us)
         stamp["seq"] = self.next_seq()
         return stamp
-
-    def next_seq(self) -> int:
-        """The number of an event that will be written."""
-        return self.journal.next_seq()
 
     def write(self, event: AnyEvent) -> bool:
         return self.append(event, events.encode(event))

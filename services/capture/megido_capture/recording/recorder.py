@@ -124,8 +124,8 @@ class Recorder:
         server = self._registry.servers.get(connected.id)
         return FlowCompleted(
             event_id=ids.new_id(),
-            node=emitter.journal.node,
-            epoch=emitter.journal.epoch,
+            node=emitter.node,
+            epoch=emitter.epoch,
             time_us=state.time_us,
             source_app=emitter.source_app,
             flow_id=state.flow_id,
@@ -166,7 +166,7 @@ class Recorder:
 
     def _interrupted(self, state: FlowState) -> FlowInterrupted:
         fields = self._fields(state, terminal=True, cut_short=True)
-        return FlowInterrupted(**fields, seq=self._emitter.journal.next_seq())
+        return FlowInterrupted(**fields, seq=self._emitter.next_seq())
 
     def client_gone(self, flows: list[FlowState]) -> None:
         """Ends what is still open of a connection that has closed: mitmproxy told us of no end."""
@@ -193,7 +193,7 @@ class Recorder:
             scheme = "https" if state.flow.client_conn.tls else "http"
             place = {"host": address[0], "port": address[1], "scheme": scheme}
             fields["request"] = msgspec.structs.replace(fields["request"], **place)
-        return FlowFailed(**fields, failure=why, seq=self._emitter.journal.next_seq())
+        return FlowFailed(**fields, failure=why, seq=self._emitter.next_seq())
 
     def _write(self, state: FlowState, make: Callable[[FlowState], Terminal], counted: str) -> None:
         """Appends the terminal event of a flow, whose state is with us alone: whatever `make` raises, there is one. It
@@ -223,7 +223,7 @@ class Recorder:
                 target=data.path,
             ),
             failure=Failure(ErrorType.OTHER, f"could not be recorded: {type(error).__name__}"),
-            seq=event.seq if event is not None else self._emitter.journal.next_seq(),
+            seq=event.seq if event is not None else self._emitter.next_seq(),
         )
 
     def _ended(self, flow: http.HTTPFlow) -> FlowState | None:
