@@ -1,9 +1,9 @@
 """What running proxies apply: one whole snapshot a scope, published by the API, replaced as a whole."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 type InjectionType = Literal["header", "param", "cookie", "body"]
 
@@ -12,7 +12,7 @@ class PayloadRule(Struct, omit_defaults=True, frozen=True, kw_only=True):
     """One payload rule: where `target_url_pattern` (RE2) is found in the URL, `payload_content` is put at
     `injection_point`. An empty `target_apps` means every application."""
 
-    id: int
+    id: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     name: str
     target_url_pattern: str
     injection_type: InjectionType
@@ -53,10 +53,11 @@ class ProxySettings(Struct, omit_defaults=True, frozen=True, kw_only=True):
 
 
 class Snapshot(Struct, omit_defaults=True, frozen=True, kw_only=True):
-    """The whole configuration of a scope. `version` only rises."""
+    """The whole configuration of a scope. `version` only rises; what is larger than any count of changes is none, and
+    would be in the way of all later ones."""
 
     scope: str
-    version: int
+    version: Annotated[int, Meta(ge=0, le=2**53)]
     rules: tuple[PayloadRule, ...] = ()
     settings: ProxySettings = ProxySettings()
 
@@ -71,4 +72,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 def decode_snapshot(raw: bytes) -> Snapshot:
     """Raises msgspec.ValidationError or DecodeError on anything else than a snapshot."""
-    return _decoder.decode(raw)
+    try:
+        return _decoder.decode(raw)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None

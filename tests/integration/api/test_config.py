@@ -1,9 +1,11 @@
 """The configuration: read, changed field by field, refused when no proxy could apply it, audited, published."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import argon2
+import msgspec
 import pytest
 
 from megido_api.settings import Settings
@@ -391,3 +393,25 @@ async def test_a_bus_without_a_global_scope_gives_its_others(settings: Settings)
     async with running(settings, bus) as api:
         assert (await published(api, "app:a", 71)).settings == said
         assert (await published(api)).settings == ProxySettings()
+
+
+async def test_hostile_values_on_the_bus_are_replaced(settings: Settings) -> None:
+    bus = LocalBus(settings.common.data_dir)
+    async with running(settings, bus) as api:
+        await published(api)
+    nested = b'{"scope":"global","version":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    for hostile in (nested, b'{"scope":"global","version":99999999999999999999}'):
+        await bus.put_config("global", hostile)
+        async with running(settings, bus) as api:
+            version = (await api.send("PATCH", PATH, {"max_body_size": len(hostile)}))["version"]
+            found = await eventually(partial(readable, bus, version), "one that can be read")
+            assert found is not None
+            assert found.settings.max_body_size == len(hostile)
+
+
+async def readable(bus: LocalBus, version: int) -> Snapshot | None:
+    try:
+        found = decode_snapshot(await bus.get_config("global") or b"")
+    except msgspec.DecodeError:
+        return None
+    return found if found.version >= version else None

@@ -398,3 +398,39 @@ def test_a_copy_in_an_unknown_form_is_set_aside_and_opens_nothing(
     assert (live.closed, live.error) == ("", "")
     live.save()
     assert Parts(tmp_path).live.settings.ip_blacklist == "10.0.0.0/8"
+
+
+def deeply_nested(scope: str) -> bytes:
+    return b'{"scope":"%s","version":1,"x":%s%s}' % (scope.encode(), b"[" * 100_000, b"]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        deeply_nested("global"),
+        b'{"scope":"global","version":99999999999999999999}',
+        b'{"scope":"global","version":-1}',
+        b'{"scope":"global","version":1e400}',
+        b'{"scope":"global","version":2,"settings":{"ip_blacklist":"\\ud800"}}',
+        b'{"scope":"global","version":2,"rules":[{"id":9223372036854775808,"name":"","target_url_pattern":"",'
+        b'"injection_type":"header","injection_point":"X","payload_content":""}]}',
+        b"\xff",
+        b"",
+    ],
+    ids=["nested", "huge version", "negative version", "no number", "surrogate", "huge rule", "binary", "empty"],
+)
+def test_hostile_values_are_told_and_change_nothing(tmp_path: Path, raw: bytes) -> None:
+    """Taken, a version that no change can exceed would be the last one; what raises would stop the watching."""
+    live = Parts(tmp_path).live
+    take(live, snapshot(1, max_body_size=5))
+    live.take("global", raw)
+    assert "the snapshot of global cannot be read" in live.error
+    assert (live.version, live.settings.max_body_size, live.closed) == (1, 5, "")
+    take(live, snapshot(2, max_body_size=6))
+    assert (live.version, live.error, live.settings.max_body_size) == (2, "", 6)
+
+
+def test_a_copy_that_is_nested_too_deeply_is_set_aside(tmp_path: Path) -> None:
+    raw = b'{"applied":[' + deeply_nested("global") + b"]}"
+    copy = a_copy(tmp_path, under_checksum(raw, " 2"), guarded=True)
+    assert Parts(tmp_path).live.closed and not copy.exists()

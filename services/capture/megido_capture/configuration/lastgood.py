@@ -102,4 +102,7 @@ def _read(content: bytes) -> Copy:
         raise ValueError("its checksum is wrong, or another version of Megido wrote it")
     if form not in (b"", FORM):
         raise ValueError(f"another version of Megido wrote it (form {form[:20].decode(errors='replace')})")
-    return Copy(applied=_first_form.decode(raw)) if raw.startswith(b"[") else _decoder.decode(raw)
+    try:
+        return Copy(applied=_first_form.decode(raw)) if raw.startswith(b"[") else _decoder.decode(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
