@@ -68,8 +68,8 @@ $$;
 
 -- Removes a day's rows, but for what pinned flows need, and notes it in the run: all of it or nothing. Called on its own,
 -- so that its locks are never held by a stopped client. They are the partitions' alone: who reads or writes other days
--- waits for an unlucky reader's 200 ms, and then the attempt ends, to be made again.
--- The rows stay in no rollup twice: triggers stand on the parents, and what is put back is put into the partition.
+-- waits for 200 ms at most, and then the attempt ends, to be made again. What is put back counts in no rollup: their
+-- triggers stand on the parents, and it is put into the partition.
 CREATE FUNCTION retire_day(retired date, run bigint, noted jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '200ms'
 AS $$
@@ -130,3 +130,6 @@ BEGIN
     RETURN true;
 END
 $$;
+
+-- They take away: only the owner, and whom the operator grants it.
+REVOKE EXECUTE ON FUNCTION retire_day(date, bigint, jsonb), drop_empty_day(date) FROM PUBLIC;
