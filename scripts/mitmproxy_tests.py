@@ -31,7 +31,7 @@ def pytest_configure() -> None:
     """This module is also the plugin that puts the replacements in place."""
     if not os.environ.get(SWITCH):
         return
-    assert fastpath.replace_hot_spots()
+    fastpath.replace_hot_spots()
     options.Options = fastpath.Options
     # Hooks are called in place for every master of the tests, as for our own; but they are looked up each time,
     # because tests change addons as they like.
