@@ -55,8 +55,8 @@ def unfinished_headers() -> bytes:
 
 @pytest.fixture
 async def slow_proxy(tmp_path: Path, trusted: str) -> AsyncIterator[Proxy]:
-    options = ("--set", f"ssl_verify_upstream_trusted_ca={trusted}", "--set", "passthrough_hosts=*.pinned.localhost")
-    async with capture(tmp_path, "--header-timeout", "1", *options) as proxy:
+    options = ("--header-timeout", "1", "--set", f"ssl_verify_upstream_trusted_ca={trusted}")
+    async with capture(tmp_path, *options) as proxy:
         yield proxy
 
 
@@ -100,7 +100,7 @@ async def test_an_http2_connection_that_has_served_has_it_again(slow_proxy: Prox
             pass
 
 
-async def test_what_is_no_http_has_none(slow_proxy: Proxy, authority: trustme.CA) -> None:
+async def test_what_is_no_http_has_none(tmp_path: Path, authority: trustme.CA) -> None:
     """A raw tunnel, and one whose TLS is not ours to open."""
 
     async def echo(talk: Talk) -> None:
@@ -108,14 +108,19 @@ async def test_what_is_no_http_has_none(slow_proxy: Proxy, authority: trustme.CA
             await talk.say(await talk.some())
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("a.pinned.localhost").configure_cert(context)
+    authority.issue_cert("localhost").configure_cert(context)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    async with RawServer(echo) as plain, RawServer(echo, tls=context) as pinned:
-        raw = await tunnel(slow_proxy, plain.port)
-        through = await tunnel(slow_proxy, pinned.port, "localhost")
-        await through[1].start_tls(trusting, server_hostname="a.pinned.localhost")
-        waiting = await tunnel(slow_proxy, plain.port)  # says when the deadline is over
+    options = ("--header-timeout", "1", "--set", "passthrough_hosts=localhost")
+    async with (
+        RawServer(echo) as plain,
+        RawServer(echo, tls=context) as pinned,
+        capture(tmp_path, *options) as proxy,
+    ):
+        raw = await tunnel(proxy, plain.port)
+        through = await tunnel(proxy, pinned.port, "localhost")
+        await through[1].start_tls(trusting, server_hostname="localhost")
+        waiting = await tunnel(proxy, plain.port)  # says when the deadline is over
         for _, writer in (raw, through):
             writer.write(b"\x00\x01 first")
         assert await _ends(waiting[0])
