@@ -133,7 +133,7 @@ def _says_length(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
 
 def _is_small(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
     """Whether a response head says a length up to `STREAM_ABOVE`, and nothing else about how its body is to pass. One
-    look at each field: with a function for each question it took 2 µs in each flow, three times as long."""
+    look at each field, in place of a function for each question: 0.5 µs in each flow."""
     small = False
     for name, value in fields:
         size = len(name)
