@@ -168,18 +168,19 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00
 
 
 @pytest.mark.parametrize(
-    ("alpn", "sent"),
+    ("alpn", "sent", "begun"),
     [
-        ("http/1.1", b""),
-        ("http/1.1", b"GET / HTTP/1.1\r\nHo"),
-        ("h2", b""),
-        ("h2", PREFACE),
-        ("h2", PREFACE + b"\0\0\x10\1"),
+        ("http/1.1", b"", False),
+        ("http/1.1", b"GET / HTTP/1.1\r\nHo", True),
+        ("h2", b"", False),
+        ("h2", PREFACE, False),
+        ("h2", PREFACE + b"\0\0\x10\1", True),
     ],
 )
 async def test_a_client_inside_tls_has_header_timeout_for_its_first_head(
-    tmp_path: Path, authority: trustme.CA, trusted: str, alpn: str, sent: bytes
+    tmp_path: Path, authority: trustme.CA, trusted: str, alpn: str, sent: bytes, begun: bool
 ) -> None:
+    """A head that was begun is an error; a connection that was made ahead and never used is none."""
     options = ["--header-timeout", "1", "--set", f"ssl_verify_upstream_trusted_ca={trusted}"]
     async with (
         serving(server_context(authority, "localhost", alpn=(alpn,))) as upstream,
@@ -189,7 +190,9 @@ async def test_a_client_inside_tls_has_header_timeout_for_its_first_head(
         writer.write(sent)
         await reader.read(-1)  # until we close, or the helper gives up
         await until(partial(_ended, proxy), bool)
-        assert [event for event in await proxy.events() if event.seq] == []
+        told = [event for event in await proxy.events() if event.seq]
+        assert [type(event) for event in told] == [ErrorRaised] * begun
+        assert all(event.failure.error_type is ErrorType.TIMEOUT for event in told)
 
 
 async def _ended(proxy: Proxy) -> bool:
