@@ -13,6 +13,7 @@ from megido_capture.access.authentication import Access, check_listeners
 from megido_capture.access.credentials import Accepted, parse
 from megido_capture.access.farewell import Farewell
 from megido_capture.access.gate import AddressGate
+from megido_capture.access.verifier import REMEMBERED_LET_IN, REMEMBERED_WRONG, Verifier
 from megido_capture.configuration.settings import CaptureSettings, defaults_from_env
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import AuthAttempted
@@ -97,6 +98,33 @@ def test_a_refused_tunnel_that_was_cut_is_not_remembered() -> None:
     flow.request.headers["Content-Length"] = "5000000"
     access(parts, closed).http_connect(flow)
     assert flow.error is not None and closed and not parts.registry.refused
+
+
+def test_guesses_of_ipv6_count_by_the_network_of_a_client() -> None:
+    guard = access(Parts())
+
+    def guess(ip: str, token: str) -> int:
+        flow = tflow.tflow()
+        flow.client_conn.peername = (ip, 5000, 0, 0)
+        flow.request.headers["Proxy-Authorization"] = f"Bearer {token}"
+        guard.requestheaders(flow)
+        return flow.response.status_code if flow.response is not None else 200
+
+    assert [guess(f"2001:db8::{number}", str(number)) for number in range(7)] == [407] * 5 + [429] * 2
+    assert guess("2001:db8::ffff", "right") == 429 and guess("2001:db8:0:1::1", "x") == 407
+    assert [guess("::ffff:192.0.2.1", f"a{number}") for number in range(5)] == [407] * 5
+    assert guess("192.0.2.1", "y") == 429
+
+
+def test_who_was_let_in_is_remembered_in_bounds() -> None:
+    verifier = Verifier(Accepted(CaptureSettings(auth_token=TOKEN)))
+    for number in range(REMEMBERED_LET_IN + 100):
+        outcome = verifier.at_once(parse(f"Bearer {TOKEN}"), str(number))
+        assert outcome is not None and outcome.identity
+    assert len(verifier._let_in) == REMEMBERED_LET_IN
+    for number in range(REMEMBERED_WRONG + 100):
+        verifier.at_once(parse(f"Bearer {number}"), str(number))
+    assert len(verifier._wrong) == REMEMBERED_WRONG
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 import argon2
 import pytest
 
+from megido_capture.access.buckets import Lately
 from megido_capture.access.credentials import Accepted, parse
 from megido_capture.access.line import (
     ADDRESS_BURST,
+    ADDRESS_RATE,
     MAX_WAITING,
     PATIENCE,
     REMEMBERED_ADDRESSES,
+    REMEMBERED_TURNED_AWAY,
+    RETURN_WITHIN,
     SUSPECT_FOR,
     TOTAL_BURST,
     Line,
@@ -26,9 +30,9 @@ class Hall:
         self.now = 0.0
         self.line = Line(lambda: self.now)
 
-    def enter(self, address: str, name: str = "guess") -> Ticket | None:
+    def enter(self, address: str, name: str = "guess", accepted: Accepted = ACCEPTED) -> Ticket | None:
         given = parse(f"Bearer {name}")
-        ticket = Ticket(ACCEPTED, given, ACCEPTED.memory_key(given))
+        ticket = Ticket(accepted, given, accepted.memory_key(given))
         return ticket if self.line.enter(ticket, address) else None
 
     def next(self) -> str:
@@ -112,6 +116,59 @@ async def test_to_be_turned_away_costs_the_place_and_not_the_guess(hall: Hall) -
     while hall.next():
         pass
     assert hall.enter("again")
+
+
+async def test_who_is_turned_away_has_been_compared_with_plain_secrets(hall: Hall) -> None:
+    both = Accepted(CaptureSettings(auth_token="plain", auth_password_hash="x", auth_token_hash="y"))
+    for number in range(MAX_WAITING):
+        assert hall.enter(str(number))
+    hall.line.guessed("again")
+    looks = 1
+    while hall.line.admits("again", b"key"):
+        assert hall.enter("again", accepted=both) is None
+        looks += 1
+    assert looks == ADDRESS_BURST
+
+
+async def test_what_was_turned_away_goes_before_what_is_new(hall: Hall) -> None:
+    for _ in range(int(ADDRESS_BURST)):
+        assert hall.line.admits("a", b"wrong")
+        hall.line.guessed("a")
+    assert not hall.line.admits("a", b"user") and not hall.line.admits("a", b"user")
+    hall.now += 0.9 / ADDRESS_RATE
+    assert not hall.line.admits("a", b"guess 0")
+    hall.now += 0.2 / ADDRESS_RATE
+    assert not any(hall.line.admits("a", b"guess %d" % number) for number in range(1, 100))
+    assert hall.line.admits("a", b"user") and hall.line.admits("b", b"guess 100")
+    hall.line.guessed("a")
+    assert not hall.line.admits("a", b"user")
+    hall.now += 1 / ADDRESS_RATE
+    assert hall.line.admits("a", b"new")
+
+
+async def test_looking_at_right_ones_costs_nothing_and_remembers_nobody(hall: Hall) -> None:
+    assert all(hall.line.admits(str(number % 3), b"key") for number in range(100))
+    assert not hall.line._addresses
+
+
+async def test_what_was_turned_away_is_bounded_and_forgotten() -> None:
+    lately = Lately(RETURN_WITHIN, 10, 0.0)
+    assert not lately.again("first", 0.0) and lately.again("first", RETURN_WITHIN)
+    assert not any(lately.again(number, 1.0) for number in range(1000)) and len(lately) <= 20
+    assert lately.again(999, 1.0) and not lately.again(0, 1.0)
+    assert not lately.again(0, 1.0 + 2 * RETURN_WITHIN + 1)
+    assert not lately.again("other", 1e6) and len(lately) == 1
+
+
+async def test_a_flood_does_not_make_it_forget_before_the_user_is_back(hall: Hall) -> None:
+    for _ in range(int(ADDRESS_BURST)):
+        hall.line.guessed("a")
+    assert not hall.line.admits("a", b"user")
+    for number in range(REMEMBERED_TURNED_AWAY - 1):
+        hall.now += 1 / ADDRESS_RATE / REMEMBERED_TURNED_AWAY
+        assert not hall.line.admits("a", b"%d" % number)
+    hall.now += 1 / ADDRESS_RATE / REMEMBERED_TURNED_AWAY
+    assert hall.line.admits("a", b"user")
 
 
 async def test_nobody_waits_for_ever(hall: Hall) -> None:

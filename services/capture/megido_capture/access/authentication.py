@@ -127,18 +127,21 @@ class Access:
             if client.authenticated and (header is None or flow.client_conn.id in self._tunnels):
                 return None
             given = parse(header)
-            outcome = self._verifier.at_once(given)
+            if client.authenticated and self._verifier.is_still(given, client.authenticated):
+                return None
+            address = client_key(flow.client_conn.peername[0])
+            outcome = self._verifier.at_once(given, address)
             if outcome is None:
-                return self._verify(flow, client, given)
+                return self._verify(flow, client, given, address)
             self._conclude(flow, client, given, outcome)
         except Exception as error:  # noqa: BLE001 - fail closed
             self._failed(flow, error)
         return None
 
-    async def _verify(self, flow: http.HTTPFlow, client: ClientState, given: Given) -> None:
+    async def _verify(self, flow: http.HTTPFlow, client: ClientState, given: Given, address: str) -> None:
         try:
             with self._held(flow.client_conn):
-                outcome = await self._verifier.verify(given, client_key(flow.client_conn.peername[0]))
+                outcome = await self._verifier.verify(given, address)
             self._conclude(flow, client, given, outcome)
         except asyncio.CancelledError:
             self._refuse(flow)

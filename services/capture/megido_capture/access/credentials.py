@@ -121,6 +121,11 @@ class Accepted:
                 found = identity
         return found
 
+    @property
+    def compares(self) -> bool:
+        """Whether some of them are plain."""
+        return bool(self._plain)
+
     def holds(self, text: bytes) -> bool:
         """Whether `text` is one of the plain secrets."""
         found = keyed(text)

@@ -1,4 +1,9 @@
-"""Who is hashed next: whoever has guessed least, and of those the newest.
+"""Whose credentials are looked at, and who is hashed next: whoever has guessed least, and of those the newest.
+
+Wrong guesses of an address, compared or hashed, draw on one bucket. While it is empty nothing of that address is looked
+at. Whoever guesses at full speed would be the first each time that it gets one more; so while others have just been
+turned away it is for those who show again what was turned away, as a user does and somebody who tries one word after
+the other does not.
 
 An address is charged for each of its credentials that waits here, and let off when one turned out to be right. So the
 first of an address goes ahead of whoever is guessing, however many addresses that is. The newest goes first because
@@ -7,10 +12,11 @@ the flood does.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
-from megido_capture.access.buckets import Bucket, Kept
+from megido_capture.access.buckets import Bucket, Kept, Lately
 from megido_capture.access.credentials import Accepted, Given
 
 MAX_WAITING = 128
@@ -24,20 +30,28 @@ REMEMBERED_ADDRESSES = 4096
 
 ADDRESS_BURST, ADDRESS_RATE = 5.0, 0.5
 TOTAL_BURST, TOTAL_RATE = 10.0, 1.0
-"""Wrong guesses that are hashed at once, and a second after that: of one address, and in total of those that have
-guessed before (about a third of a core). The same wrong guess again costs nothing, and the right one is given back."""
+"""Wrong guesses at once, and a second after that: those of one address that are looked at, and those that are hashed in
+total of those that have guessed before (about a third of a core). The same wrong guess again costs nothing, and the
+right one is given back."""
+
+REMEMBERED_TURNED_AWAY = 32_768
+RETURN_WITHIN = 30.0
+"""Seconds in which somebody shows again what was turned away. In that time a flood may turn away more than are
+remembered, but not in the two seconds for which a client is told to wait: the proxy answers far fewer."""
 
 SUSPECT_FOR = 600.0
 """Seconds after its last guess in which an address is one that has guessed before."""
 
 
 class _Address:
-    __slots__ = ("bucket", "charges", "last")
+    __slots__ = ("bucket", "charges", "last", "turned_away")
 
     def __init__(self, now: float) -> None:
         self.bucket = Bucket(ADDRESS_BURST, ADDRESS_RATE, now)
         self.charges = 0
         self.last = now
+        self.turned_away = -math.inf
+        """When it last was."""
 
     def charge(self, now: float) -> int:
         """How often it had guessed before."""
@@ -70,11 +84,33 @@ class Line:
         self._clock = clock
         self._total = Bucket(TOTAL_BURST, TOTAL_RATE, clock())
         self._addresses = Kept[_Address](REMEMBERED_ADDRESSES)
+        self._turned_away = Lately(RETURN_WITHIN, REMEMBERED_TURNED_AWAY, clock())
         self._waiting: list[Ticket] = []
         self._number = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def admits(self, address: str, key: bytes) -> bool:
+        """Whether that credential of the address may be looked at. It costs nothing until it turns out to be wrong."""
+        found = self._addresses.asked_for(address)
+        if found is None:
+            return True
+        now = self._clock()
+        has_one = found.bucket.fill(now) >= 1
+        if has_one and now - found.turned_away >= 1 / ADDRESS_RATE:
+            return True
+        again = self._turned_away.again((address, key), now)
+        if has_one and again:
+            return True
+        found.turned_away = now
+        return False
+
+    def guessed(self, address: str) -> None:
+        """It was wrong, and nothing had to be hashed to see that."""
+        now, found = self._clock(), self._address(address)
+        found.bucket.take(now)
+        found.charge(now)
 
     def enter(self, ticket: Ticket, address: str) -> bool:
         """Whether the credentials wait from now on. No: that address has to wait until it may guess again."""
@@ -137,7 +173,9 @@ class Line:
 
     def _turn_away(self, ticket: Ticket) -> None:
         self._waiting.remove(ticket)
-        if (found := self._addresses.get(ticket.addresses[0])) is not None:
+        found = self._addresses.get(ticket.addresses[0])
+        # Where there are plain secrets too it has been compared with them, and the answer says that it is none.
+        if found is not None and not ticket.accepted.compares:
             found.bucket.give_back()  # the charge stays: who is turned away and comes back at once only waits longer
         if not ticket.identity.done():
             ticket.identity.set_result(None)

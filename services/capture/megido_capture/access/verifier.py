@@ -1,5 +1,5 @@
 """Decides on credentials without holding up the event loop: argon2 in one thread, outcomes remembered, and guesses
-throttled before anything is hashed."""
+throttled before anything is compared or hashed."""
 
 import asyncio
 import time
@@ -9,10 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+from megido_capture.access.buckets import Kept
 from megido_capture.access.credentials import Accepted, Given, keyed
 from megido_capture.access.line import Line, Ticket
 
 REMEMBERED_WRONG = 4096
+
+REMEMBERED_LET_IN = 4096
+"""Pairs of address and credential that somebody was let in by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,9 @@ class Verifier:
         self._seen: set[bytes] = set()
         """Keyed hashes of the secrets behind them."""
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
+        """Memory keys. To say once more that they are wrong tells nobody anything."""
+        self._let_in = Kept[bytes, tuple[str, bytes]](REMEMBERED_LET_IN)
+        """Address and memory key to identity: whoever guesses there keeps none of them out."""
         self._tickets: dict[bytes, Ticket] = {}
         """By memory key, those that wait and the one that is hashed."""
         self._came = asyncio.Event()
@@ -46,22 +53,31 @@ class Verifier:
         """Decides by these from now on. What is remembered of right credentials stays as long as they are accepted."""
         self._accepted = accepted
         self._right = {key: identity for key, identity in self._right.items() if identity in accepted.identities}
+        for pair in [pair for pair, identity in self._let_in.items() if identity not in accepted.identities]:
+            del self._let_in[pair]
         self._wrong.clear()
         self._tickets.clear()
         self._line.clear()
 
-    def at_once(self, given: Given) -> Outcome | None:
-        """The outcome, when nothing has to be hashed for it."""
+    def is_still(self, given: Given, identity: bytes) -> bool:
+        """Whether it is the credential that a connection was let in by. Tells nobody what he does not know: of any
+        other one it says the same."""
+        if given.problem:
+            return False
+        if self._accepted.compare(given) == identity:
+            return True
+        return self._right.get(self._accepted.memory_key(given)) == identity
+
+    def at_once(self, given: Given, address: str) -> Outcome | None:
+        """The outcome, when nothing has to be hashed for it. `address` is a `client_key`."""
         if given.problem:
             return Outcome(reason=given.problem)
-        if identity := self._accepted.compare(given):
-            return Outcome(identity)
-        if not self._accepted.needs_hashing(given):
-            return _wrong(given)
         key = self._accepted.memory_key(given)
-        if identity := self._right.get(key, b""):
+        if identity := self._let_in.asked_for((address, key)):
             return Outcome(identity)
-        return _wrong(given) if key in self._wrong else None
+        if key in self._wrong:
+            return _wrong(given)
+        return self._compare(given, address, key) if self._line.admits(address, key) else THROTTLED
 
     def is_secret(self, text: bytes) -> bool:
         """Whether `text` is a plain secret, or one that a hash was seen to be made of."""
@@ -77,11 +93,14 @@ class Verifier:
             identity = await asyncio.shield(ticket.identity)
             if self._accepted is accepted:
                 break
-            if (outcome := self.at_once(given)) is not None:  # the configuration has changed meanwhile
+            if (outcome := self.at_once(given, address)) is not None:  # the configuration has changed meanwhile
                 return outcome
         if identity is None:
             return THROTTLED
-        return Outcome(identity) if identity else _wrong(given)
+        if not identity:
+            return _wrong(given)
+        self._let_in.keep((address, ticket.key), identity)
+        return Outcome(identity)
 
     def close(self) -> None:
         self._line.clear()
@@ -89,6 +108,16 @@ class Verifier:
             self._worker.cancel()
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _compare(self, given: Given, address: str, key: bytes) -> Outcome | None:
+        if identity := self._accepted.compare(given) or self._right.get(key, b""):
+            self._let_in.keep((address, key), identity)
+            return Outcome(identity)
+        if self._accepted.needs_hashing(given):
+            return None
+        self._line.guessed(address)
+        self._remember(key, b"")
+        return _wrong(given)
 
     def _ticket(self, accepted: Accepted, given: Given, address: str) -> Ticket | None:
         key = accepted.memory_key(given)
