@@ -86,6 +86,8 @@ async def test_a_stop_writes_what_is_summed(tmp_path: Path) -> None:
     assert attempts(found) == 20 * TOO_OFTEN
     counted = max(event.counters.get("auth_refused", 0) for event in flows(found, NodeStatus))
     assert counted == 20 * TOO_OFTEN
+    # The last heartbeat counts them too.
+    assert flows(found, NodeStatus)[-1].captured == max(event.seq for event in found)
 
 
 async def test_refused_addresses_are_summed_too(tmp_path: Path) -> None:

@@ -207,6 +207,15 @@ async def test_other_credentials_from_now_on_leave_no_charge(hall: Hall) -> None
     assert ticket is not None and ticket.identity.result() is None and again is not None and again.rank == 0
 
 
+async def test_a_right_one_and_other_credentials_together_take_no_charge_twice(hall: Hall) -> None:
+    right, waiting = hall.enter("a", "right"), hall.enter("a")
+    assert right is not None and waiting is not None and hall.line.next() is right
+    hall.line.settle(right)
+    hall.line.clear()
+    again = hall.enter("a")
+    assert again is not None and again.rank == 0
+
+
 async def test_addresses_fill_no_memory(hall: Hall) -> None:
     for number in range(REMEMBERED_ADDRESSES + 100):
         hall.enter(str(number))

@@ -128,7 +128,7 @@ class Line:
 
     def join(self, ticket: Ticket, address: str) -> None:
         """The same credentials come from one more address, which may have guessed less: they wait no longer than if
-        it had come alone, at the same price."""
+        it had come alone. It is charged as if it had; the guess was taken from the bucket of who came first."""
         found = self._addresses.get(address)
         charges = found.charges if found is not None else 0
         if charges < ticket.rank and address not in ticket.addresses:
@@ -143,7 +143,7 @@ class Line:
         if not self._waiting:
             return None
         found = min(self._waiting, key=lambda waiting: (waiting.rank, -waiting.number))
-        if found.rank:
+        if found.rank > 0:
             if not self._total.take(now):
                 return None
             found.drawn = True
@@ -169,7 +169,7 @@ class Line:
             self._turn_away(ticket)
             for address in ticket.addresses:
                 if (found := self._addresses.get(address)) is not None:
-                    found.charges -= 1
+                    found.charges = max(0, found.charges - 1)  # `settle` may have taken it already
 
     def _turn_away(self, ticket: Ticket) -> None:
         self._waiting.remove(ticket)

@@ -118,6 +118,7 @@ class Node:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=max(0.0, deadline - time.monotonic()))
         self.parts.rule_set.stop_loading()
+        self.parts.attempts.close()  # what the heartbeat says was captured, and what the forwarder ships, has all of it
         self.heartbeat.beat("stopping")
         self.parts.take_out_of_mitmproxy()
         if self.forwarder is not None:
