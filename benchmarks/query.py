@@ -122,7 +122,7 @@ class Mix:
 
     def _count(self, *conditions: Any) -> Ask:
         async def ask() -> int:
-            return await search.count(self._connection, search.Search(where=conditions), 10_001)
+            return (await search.count(self._connection, search.Search(where=conditions), 10_001)).number
 
         return ask
 

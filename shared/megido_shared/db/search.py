@@ -8,7 +8,8 @@ without the LIMIT that would tempt the planner to walk.
 
 Conditions are on `flows`. Besides, trigram indexes may find candidates: by `line`, a condition on `flow_lines` that
 selects no less than the conditions do (what it finds is checked by them, and what is not indexed yet is looked at in
-`flows`); or by `text`, one on `flow_text` that has to hold as well, so that only what is indexed is found.
+`flows`; all flows are, while the index is far behind); or by `text`, one on `flow_text` that has to hold as well, so
+that only what is indexed is found.
 """
 
 import uuid
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, literal_column, select, union
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Row, Select, any_, func, literal, literal_column, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_shared import ids
@@ -33,6 +34,8 @@ _WALK_TEXT, _WORTH_TEXT = 300, 0.03
 _CANDIDATES = 1_000
 _DEEPEST = 2_000
 """Rows to skip past which the planner is asked after all: an offset costs what it skips, however it is found."""
+FAR_BEHIND = 5_000
+"""Batches that are not indexed, past which looking at them one by one is no better than looking at all flows."""
 _LOWEST = uuid.UUID(int=0)
 
 
@@ -76,6 +79,7 @@ class _Finder:
         self._wanted = wanted
         self._found: Rows = []
         self._below = search.before  # all newer than this is looked through
+        self._line = search.line
 
     async def run(self) -> Rows:
         earlier = self._search.earlier
@@ -118,7 +122,7 @@ class _Finder:
             select(flows.c.flow_id).where(*_bounds(None, after)).order_by(flows.c.flow_id).limit(1)
         )
         # Before the windows: what the index takes in meanwhile is found there as well.
-        late = await self._not_indexed() if self._search.line is not None else []
+        late = await self._not_indexed() if self._line is not None else []
         seen = {row.flow_id for row in late}
         upper = self._below
         days = 1
@@ -135,7 +139,7 @@ class _Finder:
     async def _window(self, lower: uuid.UUID, upper: uuid.UUID) -> Rows:
         bounds = [flows.c.flow_id >= lower, flows.c.flow_id < upper]
         indexed: list[Select[Any]] = []
-        for table, condition in ((flow_lines, self._search.line), (flow_text, self._search.text)):
+        for table, condition in ((flow_lines, self._line), (flow_text, self._search.text)):
             if condition is not None:
                 query = select(table.c.flow_id).where(condition, table.c.flow_id >= lower, table.c.flow_id < upper)
                 indexed.append(query)
@@ -158,19 +162,27 @@ class _Finder:
         return list((await self._connection.execute(query)).all())
 
     async def _not_indexed(self) -> Rows:
-        """Matches in what `flow_lines` does not hold yet, or holds as it was before."""
+        """Matches in what `flow_lines` does not hold yet, or holds as it was before; far behind, it is not asked."""
         batches = await not_indexed(self._connection)
+        if batches is None:
+            self._line = None
         if not batches:
             return []
-        return await self._unordered([flows.c.batch_id.in_(batches), *_bounds(self._below, self._search.after)])
+        return await self._unordered([_of(batches), *_bounds(self._below, self._search.after)])
 
 
-async def not_indexed(connection: AsyncConnection) -> list[int]:
-    """The batches that `flow_lines` does not hold yet: usually none. Asked for apart, because a planner that does not
-    see how few they are reads all flows."""
+async def not_indexed(connection: AsyncConnection) -> list[int] | None:
+    """The batches that `flow_lines` does not hold yet: usually none. None when they are more than `FAR_BEHIND`. Asked
+    for apart, because a planner that does not see how few they are reads all flows."""
     position = select(func.coalesce(func.max(feed_cursors.c.seq), 0)).where(feed_cursors.c.reader == LINE_INDEX)
     query = select(feed.c.batch_id).where(feed.c.seq > position.scalar_subquery()).order_by(feed.c.seq)
-    return list((await connection.execute(query)).scalars())
+    found = list((await connection.execute(query.limit(FAR_BEHIND + 1))).scalars())
+    return None if len(found) > FAR_BEHIND else found
+
+
+def _of(batches: list[int]) -> ColumnElement[bool]:
+    """As one parameter: a statement has 65,535 at most."""
+    return flows.c.batch_id == any_(literal(batches, ARRAY(BigInteger)))
 
 
 def _where(search: Search) -> list[ColumnElement[bool]]:
@@ -213,15 +225,37 @@ def _days_before(flow_id: uuid.UUID, days: int) -> uuid.UUID:
     return ids.floor_id(day - timedelta(days=days - 1))
 
 
-async def count(connection: AsyncConnection, search: Search, cap: int) -> int:
-    """How many match, counted up to `cap`: `cap` means that there may be more."""
+@dataclass(frozen=True, slots=True)
+class Count:
+    """`exact` is False when more may match than `number`."""
+
+    number: int
+    exact: bool
+
+
+async def count(connection: AsyncConnection, search: Search, cap: int) -> Count:
+    """How many match, counted up to `cap`. While `flow_lines` is far behind, those of the newest flows and those that
+    it knows."""
     matching = select(flows.c.flow_id).where(*search.where, *_bounds(search.before, search.after))
     parts = [matching]
+    behind = False
     if search.text is not None:
         parts = [matching.where(flows.c.flow_id.in_(select(flow_text.c.flow_id).where(search.text)))]
     if search.line is not None:
         late = await not_indexed(connection)
+        behind = late is None
         parts = [matching.where(flows.c.flow_id.in_(select(flow_lines.c.flow_id).where(search.line)))]
-        parts += [matching.where(flows.c.batch_id.in_(late))] if late else []
+        if late is None:
+            parts.append(matching.where(flows.c.flow_id >= await _lowest_of_walk(connection, search)))
+        elif late:
+            parts.append(matching.where(_of(late)))
     capped = union(*(part.limit(cap) for part in parts)).limit(cap) if parts[1:] else parts[0].limit(cap)
-    return int(await connection.scalar(select(func.count()).select_from(capped.subquery())) or 0)
+    number = int(await connection.scalar(select(func.count()).select_from(capped.subquery())) or 0)
+    return Count(number, exact=number < cap and not behind)
+
+
+async def _lowest_of_walk(connection: AsyncConnection, search: Search) -> uuid.UUID:
+    """Below it are all but the newest flows."""
+    query = _ordered(select(flows.c.flow_id).where(*_bounds(search.before, search.after)), 1).offset(_LONG_WALK)
+    lowest: uuid.UUID | None = await connection.scalar(query)
+    return lowest or _LOWEST

@@ -1,6 +1,7 @@
 """`/proxy/api/requests/` and `/proxy/api/responses/`."""
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -50,7 +51,10 @@ async def list_requests(  # noqa: PLR0917 - query parameters, by name
         page = await queries.page(connection, filters, cursor=cursor, limit=limit, offset=offset)
         if cursor is None and not page.more and (page.rows or not offset):
             return page, Total(offset + len(page.rows), exact=True)
-        return page, await queries.total(connection, filters)
+        total = await queries.total(connection, filters)
+        if not total.exact and page.rows:  # counted in part, perhaps of less than was found here
+            total = replace(total, count=max(total.count, offset + len(page.rows)))
+        return page, total
 
     page, total = await state.database.read(work)
     return {

@@ -106,9 +106,10 @@ async def page(
 
 
 async def total(connection: AsyncConnection, filters: Filters) -> paging.Total:
-    """Counted up to the cap; past it, without a filter, estimated from ingest's counter."""
+    """Counted up to the cap; past it, without a filter, estimated from ingest's counter. What is searched for is
+    counted in part while its index is far behind."""
     found = await search.count(connection, _search(filters), paging.COUNT_CAP + 1)
-    counted = paging.Total(min(found, paging.COUNT_CAP), exact=found <= paging.COUNT_CAP)
+    counted = paging.Total(min(found.number, paging.COUNT_CAP), exact=found.exact)
     if counted.exact or not filters.none:
         return counted
     query = select(func.coalesce(func.sum(counters.c.value), 0)).where(counters.c.name == "requests")
