@@ -4,10 +4,13 @@ import asyncio
 import logging
 import os
 import ssl
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import cast
 from urllib.parse import urlencode
 
 import httpx
@@ -131,7 +134,8 @@ class ConfigSource:
         while not current:
             asked_at = self._live.taken
             tag, known_at = self._known
-            found = await asyncio.to_thread(fetch, *self._api, os.environ, tag if known_at == asked_at else "")
+            asking = partial(fetch, *self._api, os.environ, tag if known_at == asked_at else "")
+            found = await _aside(asking)
             current = True
             if found.rules is not None:
                 self._live.replace_rules(found.rules)
@@ -166,6 +170,33 @@ class ConfigSource:
         self._failures = 0
         if self._live.unsaved:
             self._unsaved.set()
+
+
+async def _aside[T](work: Callable[[], T]) -> T:
+    """Runs it in a thread that nobody waits for when this is cancelled. The end of an event loop waits for the threads
+    of its own executor: an API that is slow would hold up the stop of a node."""
+    loop = asyncio.get_running_loop()
+    outcome = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001 - raised where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, name="poll", daemon=True).start()
+    return cast(T, await outcome)
 
 
 def fetch(api_url: str, source_app: str, node: str, env: Mapping[str, str], tag: str = "") -> Polled:
