@@ -72,13 +72,15 @@ async def test_who_is_told_to_go_has_not_left(tmp_path: Path, upstream: Upstream
     assert errors(await read_events(tmp_path)) == []
 
 
-async def test_a_flood_of_them_is_told_in_few(tmp_path: Path, upstream: Upstream) -> None:
+@pytest.mark.parametrize("said", [PART, b"\x16\x03\x01\x00\x10no client's hello"], ids=["heads", "handshakes"])
+async def test_a_flood_of_them_is_told_in_few(tmp_path: Path, upstream: Upstream, said: bytes) -> None:
+    """Of heads, and of TLS handshakes that fail: neither needs a request or a credential."""
     most = 120
     async with capture(tmp_path) as proxy:
 
         async def leave() -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-            writer.write(PART)
+            writer.write(said)
             writer.close()
 
         async def told() -> tuple[int, int]:

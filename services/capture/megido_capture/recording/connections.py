@@ -52,7 +52,7 @@ class Connections:
             self._raise_bounded(state, Cause(ErrorType.TIMEOUT, state.timed_out), self._intended_url(state))
             return
         if state.tls_failure:
-            self._raise(state, Cause(ErrorType.SSL_ERROR, state.tls_failure), self._intended_url(state))
+            self._raise_bounded(state, Cause(ErrorType.SSL_ERROR, state.tls_failure), self._intended_url(state))
             return
         for noted in state.failures:
             if not noted.reported:
@@ -180,7 +180,7 @@ class Connections:
         self.counters["crashes"] += 1
         cause = replace(cause_of_exception(error), error_type=ErrorType.OTHER)
         if not state.flows:
-            self._raise(state, cause, "")
+            self._raise_bounded(state, cause, "")
         for flow in state.flows.values():
             flow.cut = flow.cut or cause
 
