@@ -190,12 +190,12 @@ def _show_run(found: dict[str, Any]) -> None:
         return
     rows = [
         [day["day"], day["reason"], str(sum(day["rows"].values())), str(day["rows"].get("flows", 0)),
-         str(sum(day["pinned"].values())), _size(day["bytes"])]
+         str(sum(day["pinned"].values())), str(sum(day.get("open", {}).values())), _size(day["bytes"])]
         for day in report["days"]
     ]  # fmt: skip
     if rows:
-        headings = ("DAY", "BY", "ROWS", "FLOWS", "PINNED ROWS STAY", "ON DISK")
-        write(table(headings, rows, right=frozenset({2, 3, 4, 5})))
+        headings = ("DAY", "BY", "ROWS", "FLOWS", "PINNED ROWS STAY", "OPEN ROWS STAY", "ON DISK")
+        write(table(headings, rows, right=frozenset({2, 3, 4, 5, 6})))
     write(("would remove: " if found["dry_run"] else "removed: ") + _summary(report))
     after = "would have" if found["dry_run"] else "has"
     write(f"the database {after} {_size(report['bytes_after'])}, before {_size(report['bytes_before'])}")

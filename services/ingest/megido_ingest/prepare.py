@@ -19,6 +19,8 @@ from megido_shared.db.tables import UNCOUNTED
 
 type Place = tuple[Stream, int]
 """A record by stream and offset."""
+type CacheVersion = tuple[int, int]
+"""How often a cache was emptied, and the first day that it believes in."""
 
 ORIGIN_ITSELF = 0
 ORIGIN_FLOW = 1
@@ -43,26 +45,38 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
 _BAD = (ValueError, struct.error, OverflowError, msgspec.DecodeError, msgspec.ValidationError, RecursionError)
 """What decoding and packing raise on bytes that no row can hold, or that are nested too deeply to be read."""
 _LONGEST_TYPE = 100
+_EARLY_S = 600
 
 
 class BodyCache:
     """(day, sha256) of bodies that are known to be stored, so that a repeated one is neither compressed nor sent.
 
     Only what a committed transaction stored is in it. It is emptied when a transaction fails (the database may be
-    another one now), and only recent days are kept: a day that retires takes its bodies with it.
+    another one now), and what lies before yesterday is not believed from the moment that it does: retention may have
+    taken it. `now` answers in seconds since 1970.
     """
 
-    def __init__(self, limit: int = 50_000) -> None:
+    def __init__(self, limit: int = 50_000, now: Callable[[], float] = time.time) -> None:
         self._known: dict[tuple[int, bytes], None] = {}
         self._oldest = 0
         self._limit = limit
-        self.version = 0
+        self._cleared = 0
+        self._now = now
+
+    @property
+    def version(self) -> CacheVersion:
+        """A batch that was prepared under another one must be prepared again."""
+        return self._cleared, self._yesterday()
 
     def __contains__(self, key: tuple[int, bytes]) -> bool:
-        return key in self._known
+        return key in self._known and key[0] >= self._yesterday()
+
+    def _yesterday(self) -> int:
+        """A little early: a batch that is on its way at midnight, and the database's clock, have their time."""
+        return int((self._now() + _EARLY_S) // 86_400) - EPOCH_2000_DAYS - 1
 
     def add(self, keys: Iterable[tuple[int, bytes]], today: int) -> None:
-        yesterday = int(time.time() // 86_400) - EPOCH_2000_DAYS - 1
+        yesterday = self._yesterday()
         if yesterday > self._oldest:  # retention may take what lies before it
             self._known = {key: None for key in self._known if key[0] >= yesterday}
             self._oldest = yesterday
@@ -75,7 +89,7 @@ class BodyCache:
     def clear(self) -> None:
         """Batches that were prepared with the old contents must be prepared again (`version`)."""
         self._known.clear()
-        self.version += 1
+        self._cleared += 1
 
 
 @dataclass(slots=True)
@@ -100,7 +114,7 @@ class Prepared:
     """A batch as the rows of `ingest`'s arguments, sorted by key."""
 
     batch: Batch
-    cache_version: int
+    cache_version: CacheVersion
     rejected: Mapping[Place, str] = field(default_factory=dict)
     generations: Mapping[Stream, int] = field(default_factory=dict)
     """The claims under which the records were read. A later claim of the same stream does not cover them."""

@@ -105,9 +105,9 @@ class Store:
 
     async def store(self, prepared: Prepared) -> Stored:
         """Returns only after the batch is committed."""
-        if prepared.cache_version != self.cache.version:
-            prepared = await self._again(prepared)
         while True:
+            if prepared.cache_version != self.cache.version:
+                prepared = await self._again(prepared)
             try:
                 await self._admit(prepared)
                 await self._partitions(prepared.days)

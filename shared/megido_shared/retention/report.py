@@ -8,14 +8,16 @@ from megido_shared.retention.policy import NOTHING, Policy
 
 
 class Day(msgspec.Struct):
-    """A day (UTC, `2026-02-13`) whose rows go. `rows` and `pinned` by table: those that go and those that stay because
-    a flow is pinned. `bytes` on disk, with indexes; where rows stay, their part of it."""
+    """A day (UTC, `2026-02-13`) whose rows go. `rows`, `pinned` and `open` by table: those that go, those that stay
+    because a flow is pinned, those that stay because it has not ended. `bytes` on disk, with indexes; where rows stay,
+    their part of it."""
 
     day: str
     reason: str
     rows: dict[str, int]
     pinned: dict[str, int]
     bytes: int
+    open: dict[str, int] = {}
 
 
 class Logs(msgspec.Struct):

@@ -7,15 +7,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from megido_ingest.prepare import BodyCache
+from megido_ingest.prepare import BodyCache, prepare
 from megido_ingest.retention import Places, Retention
+from megido_ingest.store import Store
+from megido_shared import events, ids
+from megido_shared.bus.base import Batch
 from megido_shared.clock import SystemClock
 from megido_shared.db.connect import conninfo
-from tests.integration.ingest.support import contents, ingest, rows
+from megido_shared.testing import a_completed_flow, a_request, a_response
+from tests.integration.ingest.support import Log, contents, ingest, rows, store_records, stream
+from tests.integration.ingest.traffic import an_event
 from tests.integration.retention.history import (
     SHARED,
     TABLES,
     History,
+    an_id,
     ask,
     execute,
     moment,
@@ -24,6 +30,8 @@ from tests.integration.retention.history import (
     run_once,
     set_policy,
 )
+
+BODY = events.Body(data=b"asked" * 30, size=150)
 
 
 def partitions(url: str, days_ago: int) -> list[str]:
@@ -215,12 +223,38 @@ async def test_a_late_record_of_a_day_that_went_is_stored_with_its_body(database
 
 
 def test_no_body_of_a_day_that_may_go_is_believed_to_be_stored() -> None:
-    today = (datetime.now(UTC).date() - date(2000, 1, 1)).days
-    cache = BodyCache()
+    noon = moment(0).timestamp()
+    today = (moment(0).date() - date(2000, 1, 1)).days
+    cache = BodyCache(now=lambda: noon)
     cache.add([(day, b"sha") for day in range(today - 3, today + 2)], today)
     assert [day - today for day in range(today - 3, today + 2) if (day, b"sha") in cache] == [-1, 0, 1]
     cache.add([(today - 2, b"sha")], today - 2)
     assert (today - 2, b"sha") not in cache, "a batch of nothing but late records"
+    noon += 86_400  # and nothing was added since
+    assert [day - today for day in range(today - 3, today + 2) if (day, b"sha") in cache] == [0, 1]
+
+
+async def test_a_batch_of_before_midnight_is_prepared_anew(database: str, tmp_path: Path) -> None:
+    """Its flow is of a day that retention took between preparing and storing; the body must come again."""
+    history = History(database)
+    await history.day(5)
+    store, body = Store(database), events.Body(data=SHARED, size=len(SHARED))
+    now = moment(4).timestamp()
+    store.cache = BodyCache(now=lambda: now)
+    log = Log(stream(partition=2))
+    first, second = (
+        log.add(a_completed_flow(flow_id=an_id(moment(5)), seq=seq, request=a_request(body=body))) for seq in (1, 2)
+    )
+    await store.claim([log.stream])
+    await store_records(store, first)
+    waiting = prepare(Batch(second), dict(store.generations), store.cache)
+    assert not waiting.body_keys, "known to be stored"
+    set_policy(database, days=1)
+    await run_once(database, tmp_path)
+    now = moment(0).timestamp()
+    await store.store(waiting)
+    await store.close()
+    assert rows(database, "SELECT size FROM bodies WHERE size = %s", [len(SHARED)]) == [(len(SHARED),)]
 
 
 async def test_one_run_at_a_time(database: str, tmp_path: Path) -> None:
@@ -268,3 +302,56 @@ async def test_ingest_again_after_retention_changes_no_account(database: str, tm
     await ingest(database, [history.log.records])
     assert contents(database)["accounting"] == accounted
     assert rows(database, "SELECT count(*) FROM flows") == [(0,)]
+
+
+async def test_open_flows_stay_and_are_counted_once_when_they_end(any_database: str, tmp_path: Path) -> None:
+    history = History(any_database)
+    await history.day(5)
+    flow_id, log = an_id(moment(5)), Log(stream(partition=1))
+    head = a_response(body=events.Body())
+    started = an_event(events.FlowStarted, flow_id=flow_id, request=a_request(body=BODY), response=head)
+    piece = an_event(events.BodyChunk, flow_id=flow_id, side="response", index=0, data=b"so far")
+    await ingest(any_database, [log.add(started, piece)])
+    counted = contents(any_database)["counters"]
+    set_policy(any_database, days=1)
+    report = await run_once(any_database, tmp_path)
+    assert report.days[0].open == {"flows": 1, "bodies": 1, "body_chunks": 1}
+    assert report.days[0].pinned == {}
+    assert rows(any_database, "SELECT flow_id, rank FROM flows") == [(ids.to_uuid(flow_id), 1)]
+    assert rows(any_database, "SELECT flow_id FROM body_chunks") == [(ids.to_uuid(flow_id),)]
+    assert rows(any_database, "SELECT size FROM bodies") == [(BODY.size,)]
+    assert contents(any_database)["counters"] == counted
+    minutes = "SELECT sum(value)::int FROM rollups WHERE minutes = 1440 AND name = 'requests'"
+    before = rows(any_database, minutes)
+    ended = a_completed_flow(flow_id=flow_id, seq=1, request=a_request(body=BODY))
+    await ingest(any_database, [log.add(ended)])
+    assert rows(any_database, "SELECT rank > 1 FROM flows") == [(True,)]
+    assert rows(any_database, minutes) == before
+    await run_once(any_database, tmp_path)
+    assert history.days_of() == {}
+
+
+async def test_an_attempt_waits_for_all_its_locks_together(database: str) -> None:
+    await History(database).day(5)
+    leaf = rows(database, "SELECT leaf FROM day_leaves() WHERE day = %s AND parent = 'flows'", [moment(5).date()])[0][0]
+    late = "SELECT lock_leaf(%s, clock_timestamp() - interval '1 s')"
+    with psycopg.connect(conninfo(database)) as reader, psycopg.connect(conninfo(database)) as other:
+        other.execute("SET lock_timeout = '1h'; SET statement_timeout = '20s'")
+        other.execute(late, [leaf])
+        other.rollback()
+        reader.execute("SELECT count(*) FROM flows")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute(late, [leaf])
+
+
+async def test_parents_are_not_waited_for(database: str, tmp_path: Path) -> None:
+    await History(database).day(5)
+    execute(database, "TRUNCATE " + ", ".join(TABLES))
+    execute(database, "ALTER FUNCTION drop_empty_day(date) SET lock_timeout = '1h'")
+    with psycopg.connect(conninfo(database)) as reader, psycopg.connect(conninfo(database), autocommit=True) as other:
+        reader.execute("LOCK TABLE ONLY websocket_messages IN ACCESS SHARE MODE")
+        other.execute("SET statement_timeout = '20s'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("SELECT drop_empty_day(%s)", [moment(5).date()])
+        reader.rollback()
+        assert other.execute("SELECT drop_empty_day(%s)", [moment(5).date()]).fetchone() == (True,)

@@ -39,6 +39,7 @@ class DayShape(BaseModel):
     reason: str = Field(description="age or size")
     rows: dict[str, int] = Field(description="by table, those that go")
     pinned: dict[str, int] = Field(description="by table, those that stay because a flow is pinned")
+    open: dict[str, int] = Field(default={}, description="by table, those that stay because a flow has not ended")
     bytes: int = Field(description="on disk, with indexes")
 
 

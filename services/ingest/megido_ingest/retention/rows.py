@@ -25,10 +25,13 @@ DAYS_KEPT = 2
 """Today and yesterday."""
 _ATTEMPTS = 100
 _PAUSE_S = 0.2
+_DROP_ATTEMPTS = 10
+_DROP_PAUSE_S = 0.02
 _PIECE = 5_000
 
 _LEAVES = """
-SELECT day, parent, leaf, kept, pg_total_relation_size(leaf_id) FROM day_leaves() WHERE day < %s ORDER BY day, parent
+SELECT day, parent, leaf, kept, pinned, pg_total_relation_size(leaf_id)
+FROM day_leaves() WHERE day < %s ORDER BY day, parent
 """
 _AGED = {
     # Without rows of that time there is nothing that a reader of the feed could miss.
@@ -39,7 +42,7 @@ _AGED = {
 }
 """By table: its key, and which of its rows go with the days before a moment."""
 
-_MEASURE = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {kept}) FROM {leaf} AS t")
+_MEASURE = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {kept}), count(*) FILTER (WHERE {pinned}) FROM {leaf} AS t")
 _COUNT = sql.SQL("SELECT count(*) FROM {table} WHERE {condition}")
 _DELETE = sql.SQL(
     "DELETE FROM {table} WHERE {key} IN"
@@ -54,6 +57,7 @@ class Leaf:
     table: str
     name: str
     rows: int
+    kept: int
     pinned: int
     bytes: int
 
@@ -95,16 +99,23 @@ async def retire(connection: Connection, run: int, day: Day) -> None:
 
 
 async def drop_empty_days(connection: Connection, today: date, policy: Policy) -> int:
-    """Drops the partitions of days that are over, have no rows and will be given none; answers of how many days. One
-    that somebody reads is left for the next run."""
+    """Drops the partitions of days that are over, have no rows and will be given none; answers of how many days. Those
+    that somebody uses at every attempt are left for the next run."""
     aged = min(today - timedelta(days=policy.days), _closed(today)) if policy.days else _closed(today)
+    left = sorted({day for day, *_ in await _leaves(connection, today) if day < aged})
     dropped = 0
-    for day in sorted({day for day, *_ in await _leaves(connection, today) if day < aged}):
-        try:
-            dropped += (await fetch_one(await connection.execute("SELECT drop_empty_day(%s)", [day])))[0]
-        except psycopg.Error as error:
-            if not failures.is_retry(error):
-                raise
+    for attempt in range(_DROP_ATTEMPTS):
+        if attempt and left:
+            await asyncio.sleep(_DROP_PAUSE_S * (1 + random.random()))
+        used = []
+        for day in left:
+            try:
+                dropped += (await fetch_one(await connection.execute("SELECT drop_empty_day(%s)", [day])))[0]
+            except psycopg.Error as error:
+                if not failures.is_retry(error):
+                    raise
+                used.append(day)
+        left = used
     return dropped
 
 
@@ -155,17 +166,18 @@ async def _days(connection: Connection, today: date) -> Iterable[tuple[date, lis
 
 
 async def _measured(connection: Connection, leaf: tuple[Any, ...]) -> Leaf:
-    table, name, kept, size = leaf
-    query = _MEASURE.format(kept=sql.SQL(kept), leaf=sql.Identifier(name))
-    rows, pinned = await fetch_one(await connection.execute(query))
-    return Leaf(table, name, rows, pinned, size)
+    table, name, kept, pinned, size = leaf
+    query = _MEASURE.format(kept=sql.SQL(kept), pinned=sql.SQL(pinned), leaf=sql.Identifier(name))
+    rows, stay, because_pinned = await fetch_one(await connection.execute(query))
+    return Leaf(table, name, rows, stay, because_pinned, size)
 
 
 def _day(day: date, reason: str, leaves: list[Leaf]) -> Day:
-    rows = {leaf.table: leaf.rows - leaf.pinned for leaf in leaves if leaf.rows > leaf.pinned}
+    rows = {leaf.table: leaf.rows - leaf.kept for leaf in leaves if leaf.rows > leaf.kept}
     pinned = {leaf.table: leaf.pinned for leaf in leaves if leaf.pinned}
-    size = sum(leaf.bytes * (leaf.rows - leaf.pinned) // leaf.rows for leaf in leaves if leaf.rows)
-    return Day(day.isoformat(), reason, rows, pinned, size)
+    still_open = {leaf.table: leaf.kept - leaf.pinned for leaf in leaves if leaf.kept > leaf.pinned}
+    size = sum(leaf.bytes * (leaf.rows - leaf.kept) // leaf.rows for leaf in leaves if leaf.rows)
+    return Day(day.isoformat(), reason, rows, pinned, size, still_open)
 
 
 async def _count_aged(connection: Connection, first: date) -> dict[str, int]:
