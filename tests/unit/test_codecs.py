@@ -24,6 +24,14 @@ def test_an_unknown_coding_is_refused() -> None:
         codecs.unpack(b"\x09abc")
 
 
+@pytest.mark.parametrize(
+    "stored", [b"", b"\x01", b"\x01abc", b"\x02abc", codecs.pack(b"abc" * 1000)[:-3], codecs.pack(b"abc" * 1000)[:1]]
+)
+def test_a_damaged_value_is_a_value_error(stored: bytes) -> None:
+    with pytest.raises(ValueError, match="stored value"):
+        codecs.unpack(stored)
+
+
 PAIRS = [
     (b"Host", b"api.example.com"),
     (b"User-Agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),

@@ -43,7 +43,7 @@ from megido_shared.db.outbox import Relay
 _CLOSE_TIMEOUT_S = 2.0
 """A piece at a time. What a stopped server holds is left behind (psycopg #1371)."""
 
-_POOL = {"pool_size": 10, "max_overflow": 10, "pool_timeout": 1.0}
+_POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 10, "pool_timeout": 1.0}
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from megido_ingest.jsonlogs import feed
+from megido_ingest.session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS
 from megido_shared.bodytext import body_text
 from megido_shared.db.connect import connect, create_engine
 from megido_shared.db.read import StoredBody, StoredFlow, complete
@@ -36,6 +37,11 @@ BUSY_SHARE = 0.25
 speed when nothing arrives."""
 _BUSY_S = 2.0
 """A batch younger than this means that flows arrive."""
+
+_STATEMENT_TIMEOUT_MS = 300_000
+"""Longer than ingest's: sorting trigrams into an index takes what it takes, and what never ends in time halts it."""
+_IDLE_IN_TRANSACTION_MS = 60_000
+"""Longer too: bodies are decoded between two statements."""
 
 _UPSERT = """
 INSERT INTO flow_text (flow_id, headers, request_body, response_body, lossy)
@@ -96,8 +102,10 @@ class TextIndexer:
         self._metrics.clear()
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        engine = create_engine(self._url, application_name="megido text index", pool_size=1, max_overflow=0)
-        session = await connect(self._url, application_name="megido text index feed")
+        engine = bounded_engine(self._url)
+        session = await connect(
+            self._url, application_name="megido text index feed", statement_timeout_ms=STATEMENT_TIMEOUT_MS
+        )
         try:
             await session.execute("LISTEN megido_feed")
             while not stop.is_set():
@@ -164,6 +172,14 @@ class TextIndexer:
         self._metrics.batches.set(behind)
         self._metrics.seconds.set(oldest or 0)
         return _BUSY_S if newest is None else float(newest)
+
+
+def bounded_engine(url: str) -> AsyncEngine:
+    """One session, in which a leader that was frozen holds the cursors' locks for a minute at most."""
+    return create_engine(
+        url, application_name="megido text index", pool_size=1, max_overflow=0, lock_timeout_ms=LOCK_TIMEOUT_MS,
+        statement_timeout_ms=_STATEMENT_TIMEOUT_MS, idle_in_transaction_ms=_IDLE_IN_TRANSACTION_MS,
+    )  # fmt: skip
 
 
 def _lag() -> Select[Any]:

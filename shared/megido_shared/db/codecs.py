@@ -58,13 +58,15 @@ def plain(data: bytes) -> bytes:
 
 
 def unpack(stored: bytes) -> bytes:
-    """The inverse of every `pack`. Raises ValueError on an unknown coding byte."""
-    match stored[0]:
-        case 0:
-            return stored[1:]
-        case 1:
-            return zstandard.ZstdDecompressor().decompress(stored[1:], max_output_size=_MAX_STORED)
-        case 2:
-            return _thread.headers_1.decompress(stored[1:], max_output_size=_MAX_STORED)
-        case other:
-            raise ValueError(f"unknown coding {other} of a stored value")
+    """The inverse of every `pack`. Raises ValueError on what no `pack` made: an unknown coding byte, damaged data."""
+    try:
+        match stored[:1]:
+            case b"\x00":
+                return stored[1:]
+            case b"\x01":
+                return zstandard.ZstdDecompressor().decompress(stored[1:], max_output_size=_MAX_STORED)
+            case b"\x02":
+                return _thread.headers_1.decompress(stored[1:], max_output_size=_MAX_STORED)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a stored value is damaged: {error}") from error
+    raise ValueError(f"unknown coding {stored[0]} of a stored value" if stored else "a stored value is empty")

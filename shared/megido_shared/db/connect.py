@@ -42,13 +42,23 @@ def parse_url(url: str) -> URL:
 
 
 def create_engine(
-    url: str, *, application_name: str = "megido", statement_timeout_ms: int = 0, **options: Any
+    url: str,
+    *,
+    application_name: str = "megido",
+    statement_timeout_ms: int = 0,
+    lock_timeout_ms: int = 0,
+    idle_in_transaction_ms: int = 0,
+    **options: Any,
 ) -> AsyncEngine:
-    """An engine over psycopg's async driver; `options` are SQLAlchemy's. Nothing is connected yet.
+    """An engine over psycopg's async driver; `options` are SQLAlchemy's; a timeout of 0 is none. Nothing is connected
+    yet.
 
     A connection that died in the pool (a restarted server) is replaced before use.
     """
-    options_of_session = f"{_server_options(statement_timeout_ms)} {_PLANNED_FOR_THE_VALUES}"
+    options_of_session = (
+        f"{_server_options(statement_timeout_ms)} -c lock_timeout={lock_timeout_ms}"
+        f" -c idle_in_transaction_session_timeout={idle_in_transaction_ms} {_PLANNED_FOR_THE_VALUES}"
+    )
     connect_args = {"application_name": application_name, "options": options_of_session}
     return _create_async_engine(
         parse_url(url),

@@ -3,10 +3,14 @@
 import asyncio
 import gzip
 
+import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from megido_ingest.indexer import IndexMetrics, TextIndexer
+from megido_ingest import indexer as indexer_module
+from megido_ingest.indexer import IndexMetrics, TextIndexer, bounded_engine
 from megido_shared import events, ids
 from megido_shared.db.connect import create_engine
 from megido_shared.testing import a_completed_flow, a_request, a_response
@@ -141,3 +145,73 @@ async def test_the_service_follows_the_feed_and_shows_its_lag(database: str) -> 
     await running
     assert registry.get_sample_value("megido_ingest_text_index_lag_batches") == 0
     assert registry.get_sample_value("megido_ingest_text_index_lag_seconds") == 0
+
+
+@pytest.mark.parametrize(
+    "damage", ["UPDATE flows SET request_headers = '\\x01ff'", "UPDATE bodies SET data = '\\x01ff'"]
+)
+async def test_a_damaged_value_holds_up_nothing(database: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    log = Log()
+    body = events.Body(data=b"the first", size=9)
+    first = a_completed_flow(flow_id=ids.new_id(), seq=1, response=a_response(body=body))
+    await ingest(database, [log.add(first)])
+    rows(database, f"{damage} RETURNING 1")
+    others = [
+        a_completed_flow(seq=n, response=a_response(body=events.Body(data=b"number %d" % n, size=8))) for n in (2, 3)
+    ]
+    await ingest(database, [log.add(*others)])
+    rows(database, "UPDATE flows SET batch_id = (SELECT max(batch_id) FROM feed) RETURNING 1")
+    await index(database)
+    assert rows(database, "SELECT response_body FROM flow_text ORDER BY 1") == [("number 2",), ("number 3",)]
+    assert "cannot be decoded and is not searched in" in caplog.text
+
+
+async def test_a_frozen_indexer_holds_the_cursor_for_a_while_only(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is stopped between two statements of its transaction loses it; the next one goes on."""
+    log = Log()
+    await ingest(database, [log.add(a_completed_flow())])
+    monkeypatch.setattr(indexer_module, "_IDLE_IN_TRANSACTION_MS", 500)
+    frozen, engine = bounded_engine(database), bounded_engine(database)
+    lock = "SELECT * FROM feed_cursors FOR UPDATE"
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("INSERT INTO feed_cursors VALUES ('line-index', 0), ('text-index', 0)")
+    connection = await frozen.connect()
+    await connection.exec_driver_sql(lock)
+    assert await _indexer(database).lines(engine)
+    with pytest.raises(DBAPIError):
+        await connection.exec_driver_sql(lock)
+    await connection.close()
+    await frozen.dispose()
+    await engine.dispose()
+
+
+async def test_its_engine_is_bounded(database: str) -> None:
+    engine = bounded_engine(database)
+    async with engine.connect() as connection:
+        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        found = [await connection.scalar(text("SELECT current_setting(:name)"), {"name": name}) for name in names]
+    await engine.dispose()
+    assert found == ["5min", "2s", "1min"]
+
+
+async def test_the_service_runs_on_it(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What the running indexer's session waits for, it does not wait for long."""
+    stop = asyncio.Event()
+    holder = create_engine(database, pool_size=1)
+    log = Log()
+    await ingest(database, [log.add(a_completed_flow())])
+    async with holder.begin() as connection:
+        await connection.exec_driver_sql("INSERT INTO feed_cursors VALUES ('line-index', 0), ('text-index', 0)")
+    async with holder.begin() as connection:
+        await connection.exec_driver_sql("SELECT * FROM feed_cursors FOR UPDATE")
+        running = asyncio.create_task(_indexer(database).run(stop))
+        await asyncio.to_thread(until, lambda: "the text index waits" in caplog.text, "the wait for the lock has ended")
+        assert "lock timeout" in caplog.text
+    await asyncio.to_thread(
+        until, lambda: rows(database, "SELECT count(*) FROM flow_text") == [(1,)], "the flow is indexed"
+    )
+    stop.set()
+    await running
+    await holder.dispose()

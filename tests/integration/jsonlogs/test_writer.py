@@ -329,3 +329,11 @@ async def test_a_row_that_no_file_can_show_holds_up_nothing(
     await write_all(store, root)
     assert "responses/20260213/143052_345678_200.json" in files(root)
     assert "has no JSON log" in caplog.text
+
+
+async def test_a_damaged_value_holds_up_nothing(store: Store, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.flow(request_headers=b"\x01 no zstd")
+    store.flow()
+    await write_all(store, root)
+    assert files(root / "responses") == ["20260213/143052_345678_200.json"]
+    assert "cannot be decoded and has no JSON log" in caplog.text
