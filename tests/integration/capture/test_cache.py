@@ -345,6 +345,26 @@ async def test_other_blocked_destinations_empty_it_too(proxy: Inside, origin: Or
     assert len(origin.asked) == 2
 
 
+async def test_what_was_under_way_when_others_were_blocked_is_not_kept(proxy: Inside, origin: Origin) -> None:
+    async def script(talk: Talk) -> None:
+        await talk.head()
+        origin.asked.append(b"")
+        head, _, content = reply(FRESH).partition(b"\r\n\r\n")
+        await talk.say(head + b"\r\n\r\n" + content[:5])
+        if len(origin.asked) == 1:
+            async with asyncio.timeout(30):
+                while not any(state.fetch for state in proxy.node.parts.registry.flows.values()):
+                    await asyncio.sleep(0.01)
+            proxy.apply(blocked_destinations="example.com")
+        await talk.say(content[5:])
+
+    async with RawServer(script) as server:
+        origin.port = server.port
+        for asked in (1, 2, 2):
+            _, content = await get(proxy, origin.url())
+            assert (content, len(origin.asked)) == (PNG, asked)
+
+
 async def test_turned_off_while_it_asks_the_client_gets_what_it_asked_for(proxy: Inside, origin: Origin) -> None:
     def not_modified(_: bytes) -> bytes:
         proxy.apply(cache_enabled=False)

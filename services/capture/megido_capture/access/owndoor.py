@@ -83,13 +83,16 @@ class OwnDoor:
             return None
 
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
-        """By the address at the other end."""
+        """By the address at the other end, and by name again: what is blocked may have changed since it was asked
+        for, and `apply` ends only what is open."""
         if data.server.address is None or not data.server.peername:
             return
         try:
-            port = data.server.address[1]
+            host, port = plain(data.server.address[0]), data.server.address[1]
             doors, blocked = self._doors(port), self._blocked_for(data.client, data.server)
-            why = "" if not doors and blocked is None else self._by_peer(data.server, doors, blocked)
+            why = ""
+            if doors or blocked is not None:
+                why = self._by_name(host, port, doors, blocked) or self._by_peer(data.server, doors, blocked)
             if why:
                 self._counters["refused_destinations"] += 1
                 self._refuse(data.client, data.server, why)

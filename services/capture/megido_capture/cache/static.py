@@ -61,12 +61,17 @@ _OPTIONS: hishel.CacheOptions = {"shared": True, "supported_methods": ["GET"], "
 
 
 class Fetch:
-    """A request that goes upstream and whose answer may be kept. With `stale`, it goes with conditions of ours, and
-    `asked` says what follows from a 304."""
+    """A request that goes upstream and whose answer may be kept, by the cache `of` and no later one. With `stale`, it
+    goes with conditions of ours, and `asked` says what follows from a 304."""
 
     def __init__(
-        self, request: hishel.Request, stale: Stored | None = None, asked: hishel.NeedRevalidation | None = None
+        self,
+        of: "StaticCache",
+        request: hishel.Request,
+        stale: Stored | None = None,
+        asked: hishel.NeedRevalidation | None = None,
     ) -> None:
+        self.of = of
         self.request = request
         self.stale = stale
         self.asked = asked
@@ -114,7 +119,7 @@ class StaticCache:
             state.cached = True
             self._counters["cache_hits"] += 1
         elif isinstance(follows, hishel.NeedRevalidation):
-            state.fetch = fetch = Fetch(seen, known[-1], follows)
+            state.fetch = fetch = Fetch(self, seen, known[-1], follows)
             fetch.fields = request.headers.fields
             for name in (b"if-none-match", b"if-modified-since"):
                 if (value := follows.request.headers.get(name.decode())) is not None:
@@ -128,7 +133,7 @@ class StaticCache:
             self._invalidate(request, response)
         elif request.data.method == b"GET" and response.data.status_code == 200 and is_static(response):
             if state.fetch is None and _comes_into_question(request, state) and _may_be_shared(request, response):
-                state.fetch = Fetch(_seen(request, _key(request)))
+                state.fetch = Fetch(self, _seen(request, _key(request)))
             if state.fetch is not None and _ends_by_itself(response):
                 state.fetch.pieces = []
                 response.stream = state.fetch.collect

@@ -64,7 +64,8 @@ class Cache:
         if state is not None and state.fetch is not None:
             from megido_capture.cache.static import answered  # noqa: PLC0415 - loaded: it made the fetch
 
-            answered(flow, state, state.fetch, self._cache)
+            # What was asked for under other settings is not kept under these: it may lead where nobody may go now.
+            answered(flow, state, state.fetch, self._cache if state.fetch.of is self._cache else None)
 
     @contained
     def error(self, flow: http.HTTPFlow) -> None:
