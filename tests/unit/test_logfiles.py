@@ -1,5 +1,6 @@
 """Reading and tidying log files, among names that somebody else chose."""
 
+import errno
 import json
 import os
 import socket
@@ -132,6 +133,24 @@ def test_the_oldest_hours_go_until_the_size_fits(tmp_path: Path) -> None:
     assert not (tmp_path / "requests" / "20260218").exists(), "empty folders go too"
     all_but_fresh = cleaning.plan(tmp_path, max_bytes=0, now=NOW)
     assert {unit.hour for unit in all_but_fresh.units} == {"2026021910"}, "the last two hours stay"
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in ("20260101", "20260102"):
+        put(tmp_path, f"requests/{day}/143000_000000_GET.json", "x")
+    plain = os.listdir
+
+    def listed(folder: int) -> list[str]:
+        if os.readlink(f"/proc/self/fd/{folder}").endswith("20260101"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(folder)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    found = cleaning.plan(tmp_path, days=1, now=NOW)
+    assert [unit.folder for unit in found.units] == ["requests/20260102"]
+    assert found.skipped == ("requests/20260101: Permission denied",)
 
 
 def test_clean_up_twice_at_once(tmp_path: Path) -> None:

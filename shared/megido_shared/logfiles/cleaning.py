@@ -1,10 +1,11 @@
 """Removing log files by age and by size. What a dry run names is what a run removes."""
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,10 +32,12 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """`kept_bytes` is what stays, in blocks on the disk like `bytes`."""
+    """`kept_bytes` is what stays, in blocks on the disk like `bytes`. `skipped`: what could not be read or removed,
+    each with its reason."""
 
     units: tuple[Unit, ...]
     kept_bytes: int
+    skipped: tuple[str, ...] = ()
 
     @property
     def files(self) -> int:
@@ -47,9 +50,11 @@ class Cleanup:
 
 def plan(root: Path, *, days: int | None = None, max_bytes: int | None = None, now: datetime | None = None) -> Cleanup:
     """What goes: days (UTC) that ended more than `days` days ago, then the oldest hours until what stays is no more
-    than `max_bytes`. None is no limit. Raises OSError; a root that is not there has nothing."""
+    than `max_bytes`. None is no limit. A folder that cannot be read is skipped, and told. Raises OSError of the root;
+    one that is not there has nothing."""
     now = now or datetime.now(UTC)
-    units = sorted(measure(root))
+    skipped: list[str] = []
+    units = sorted(measure(root, skipped))
     left = sum(unit.bytes for unit in units)
     oldest = _day(now, days) if days is not None else ""
     spared = f"{now - SPARED:%Y%m%d%H}"
@@ -59,12 +64,13 @@ def plan(root: Path, *, days: int | None = None, max_bytes: int | None = None, n
         if large or unit.hour[:8] < oldest:
             gone.append(unit)
             left -= unit.bytes
-    return Cleanup(tuple(gone), left)
+    return Cleanup(tuple(gone), left, tuple(skipped))
 
 
 def remove(root: Path, units: Collection[Unit]) -> Cleanup:
-    """Removes them; answers what went. Two at once, and a kill in between, are fine. Raises OSError."""
+    """Removes them; answers what went, and what would not. Two at once, and a kill in between, are fine."""
     gone: list[Unit] = []
+    skipped: list[str] = []
     known = Folders(root)
     try:
         for unit in units:
@@ -72,13 +78,16 @@ def remove(root: Path, units: Collection[Unit]) -> Cleanup:
                 files, size = _remove(known.get(unit.folder), unit)
             except FileNotFoundError:  # somebody was quicker
                 continue
+            except OSError as error:
+                skipped.append(f"{unit.folder}: {error.strerror}")
+                continue
             above, _, name = unit.folder.rpartition("/")
             with suppress(OSError):  # something else lies in it
                 os.rmdir(name, dir_fd=known.get(above))
             gone.append(Unit(unit.hour, unit.folder, files, size))
     finally:
         known.close()
-    return Cleanup(tuple(gone), 0)
+    return Cleanup(tuple(gone), 0, tuple(skipped))
 
 
 def cleanup(log_root: Path, days: int) -> int:
@@ -86,38 +95,52 @@ def cleanup(log_root: Path, days: int) -> int:
     return remove(log_root, plan(log_root, days=days).units).files
 
 
-def measure(root: Path) -> Iterator[Unit]:
-    """All that could ever go, in units: in the root and in the folders below it that `log_directory` named."""
+def measure(root: Path, skipped: list[str] | None = None) -> Iterator[Unit]:
+    """All that could ever go, in units: in the root and in the folders below it that `log_directory` named. Those that
+    cannot be read are told in `skipped`. Raises OSError of the root."""
+    skipped = [] if skipped is None else skipped
     known = Folders(root)
     try:
         known.get()
     except FileNotFoundError:
         return
     try:
-        for place in _places(known, ""):
+        for place in _places(known, "", skipped):
             for kind in KINDS:
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    yield from _of_kind(known, f"{place}{kind}", kind)
+                with _skipping(f"{place}{kind}", skipped):
+                    yield from _of_kind(known, f"{place}{kind}", kind, skipped)
     finally:
         known.close()
 
 
-def _places(known: Folders, inside: str) -> Iterator[str]:
+def _places(known: Folders, inside: str, skipped: list[str]) -> Iterator[str]:
     """The root, and every folder below it that is not one of a place's own, as `""` or `path/`."""
     yield inside
     if inside.count("/") >= _DEEPEST:
         return
     for name in folders.folders_in(known.get(inside.rstrip("/"))):
         if name not in KINDS:
-            with suppress(FileNotFoundError, PermissionError):
-                yield from _places(known, f"{inside}{name}/")
+            with _skipping(f"{inside}{name}", skipped):
+                yield from _places(known, f"{inside}{name}/", skipped)
 
 
-def _of_kind(known: Folders, path: str, kind: str) -> Iterator[Unit]:
+def _of_kind(known: Folders, path: str, kind: str, skipped: list[str]) -> Iterator[Unit]:
     for name in folders.folders_in(known.get(path)):
         if kind == "websockets" or DAY.fullmatch(name):
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with _skipping(f"{path}/{name}", skipped):
                 yield from _units(known.get(f"{path}/{name}"), f"{path}/{name}")
+
+
+@contextmanager
+def _skipping(path: str, skipped: list[str]) -> Iterator[None]:
+    """One folder does not hold up the others. What is gone, or is no folder, is not told."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            skipped.append(f"{path}: {error.strerror}")
 
 
 def _day(now: datetime, days: int) -> str:

@@ -40,7 +40,7 @@ class Bus(msgspec.Struct):
 class Report(msgspec.Struct):
     """`tables`: rows that go by age from tables that have no days. `bytes_before` and `bytes_after` are the database on
     disk, of a dry run an estimate. `over_bytes`: how much it is still above `max_bytes` because today and yesterday
-    stay whatever they weigh."""
+    stay whatever they weigh. `errors`: what stood in the way of a part; the others were done."""
 
     policy: Policy = NOTHING
     today: str = ""
@@ -51,6 +51,7 @@ class Report(msgspec.Struct):
     bytes_before: int = 0
     bytes_after: int = 0
     over_bytes: int = 0
+    errors: list[str] = []
 
     @property
     def removes(self) -> bool:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from megido_ingest.failpoints import RETENTION_POINTS
 from megido_ingest.retention import Places
@@ -14,6 +16,7 @@ from megido_shared.bus.base import Stream
 from megido_shared.bus.local import Journal
 from megido_shared.bus.local.groups import Group
 from megido_shared.datadir import DataDir
+from megido_shared.db.connect import conninfo
 from tests.integration.ingest.support import rows
 from tests.integration.retention.history import History, ask, moment, noted, retention, run_once, set_policy
 from tests.unit.test_logfiles import put
@@ -56,6 +59,31 @@ async def test_log_files_go_by_age_and_by_size(database: str, tmp_path: Path) ->
     by_size = await run_once(database, tmp_path)
     assert (by_size.logs.files, by_size.logs.until) == (1, f"{moment(5):%Y%m%d}12")
     assert sum(path.lstat().st_blocks * 512 for path in tmp_path.rglob("*.*json")) == by_size.logs.kept_bytes
+
+
+async def test_what_hinders_one_part_holds_up_no_other(database: str, tmp_path: Path) -> None:
+    """A root of log files that is none, and a day that a reader will not let go of."""
+    history = History(database)
+    for days_ago in (7, 6, 0):
+        await history.day(days_ago)
+    set_policy(database, days=2, log_days=2)
+    root = tmp_path / "logs"
+    root.write_text("no folder")
+    with psycopg.connect(conninfo(database)) as reader, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("megido_ingest.retention.rows._ATTEMPTS", 2)
+        leaf = f"flows_{moment(7):%Y%m%d}"
+        reader.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.Identifier(leaf)))
+        async with retention(database, root) as found:
+            report = await found.scheduled()
+    assert [day.day for day in report.days] == [moment(6).date().isoformat()]
+    assert set(history.days_of()) == {7, 0}
+    ((state, error),) = rows(database, "SELECT state, error FROM retention_runs")
+    assert state == "failed"
+    assert "log files: " in error and moment(7).date().isoformat() in error
+    root.unlink()
+    write_logs(root, 7)
+    assert (await run_once(database, root)).errors == []
+    assert (set(history.days_of()), files(root)) == ({0}, [])
 
 
 async def test_without_a_limit_nothing_goes(database: str, tmp_path: Path) -> None:

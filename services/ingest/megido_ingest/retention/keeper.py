@@ -35,7 +35,7 @@ class RetentionMetrics:
         )
 
     def count(self, report: Report) -> None:
-        self.runs.labels("done").inc()
+        self.runs.labels("failed" if report.errors else "done").inc()
         for day in report.days:
             for table, rows in day.rows.items():
                 self.rows.labels(table).inc(rows)

@@ -84,18 +84,19 @@ async def plan(connection: Connection, policy: Policy, today: date) -> Report:
     return report
 
 
-async def retire(connection: Connection, run: int, day: Day) -> None:
-    """Removes what a plan says of a day and notes it in the run, in one transaction. Raises psycopg.Error, of which
-    `failures.is_retry` is a reader that would not let go."""
+async def retire(connection: Connection, run: int, day: Day) -> bool:
+    """Removes what a plan says of a day and notes it in the run, in one transaction; True. Raises psycopg.Error, of
+    which `failures.is_retry` is a reader that would not let go."""
     for attempt in range(_ATTEMPTS):
         try:
             await connection.execute("SELECT retire_day(%s, %s, %s)", [day.day, run, Jsonb(to_json(day))])
-            return
+            return True
         except psycopg.Error as error:
             if not failures.is_retry(error) or attempt == _ATTEMPTS - 1:
                 raise
             # Whoever queued behind us goes first.
             await asyncio.sleep(_PAUSE_S * (1 + random.random()))
+    return False
 
 
 async def drop_empty_days(connection: Connection, today: date, policy: Policy) -> int:
@@ -119,9 +120,8 @@ async def drop_empty_days(connection: Connection, today: date, policy: Policy) -
     return dropped
 
 
-async def remove_aged(connection: Connection, first_kept: date) -> dict[str, int]:
-    """Removes the rows of tables without days in short transactions; answers how many by table."""
-    removed = {}
+async def remove_aged(connection: Connection, first_kept: date, removed: dict[str, int]) -> None:
+    """Removes the rows of tables without days in short transactions; counts them in `removed`, by table."""
     for table, (key, condition) in _AGED.items():
         removed[table] = 0
         statement = _DELETE.format(
@@ -129,7 +129,6 @@ async def remove_aged(connection: Connection, first_kept: date) -> dict[str, int
         )
         while count := (await connection.execute(statement, [_start(first_kept)])).rowcount:
             removed[table] += count
-    return removed
 
 
 def first_kept(report: Report) -> date:
