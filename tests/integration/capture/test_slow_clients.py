@@ -100,6 +100,34 @@ async def test_an_http2_connection_that_has_served_has_it_again(slow_proxy: Prox
             pass
 
 
+async def test_the_open_requests_of_a_client_that_is_cut_say_why(tmp_path: Path, trusted: str) -> None:
+    """The head of one HTTP/2 request stops; another request waits for its answer."""
+    asked = asyncio.Event()
+
+    async def hang(talk: Talk) -> None:
+        await talk.head()
+        asked.set()
+        await talk.rest()
+
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    async with RawServer(hang) as server, capture(tmp_path, "--header-timeout", "1") as proxy:
+        fields = [(":method", "GET"), (":path", "/"), (":scheme", "http"), (":authority", f"127.0.0.1:{server.port}")]
+        client.send_headers(1, fields, end_stream=True)
+        context = ssl.create_default_context(cafile=str(proxy.ca))
+        context.check_hostname = False
+        context.set_alpn_protocols(["h2"])
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        await writer.start_tls(context)
+        writer.write(client.data_to_send())
+        await asyncio.wait_for(asked.wait(), 20)
+        writer.write(HeadersFrame(3, data=b"\x82\x87").serialize())
+        assert await _ends(reader)
+        found = await proxy.until(lambda events: bool(flows(events, FlowFailed)))
+    [event] = flows(found, FlowFailed)
+    assert event.failure.error_type is ErrorType.TIMEOUT and "header_timeout" in event.failure.message
+
+
 async def test_what_is_no_http_has_none(tmp_path: Path, authority: trustme.CA) -> None:
     """A raw tunnel, and one whose TLS is not ours to open."""
 

@@ -69,6 +69,9 @@ class ClientDeadlines:
             if step in _TOLD:
                 message = f"timed out: the client did not {step.value} within {limit} seconds (header_timeout)"
                 self._connections.client_timed_out(place.conn, message)
+                state = self._registry.clients.get(place.conn.id)
+                for flow in state.flows.values() if state is not None else ():
+                    flow.cut = flow.cut or Cause(ErrorType.TIMEOUT, message)
 
     def _within_frames(self) -> dict[str, Step]:
         """The clients whose HTTP/2 frames have stopped within a head, or within what may become one."""
