@@ -3,7 +3,9 @@
 import ipaddress
 import socket
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from megido_shared.errors import ConfigurationError
 
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -32,18 +34,66 @@ def _endpoint(text: str) -> Endpoint:
 
 
 def database_endpoints(url: str) -> list[Endpoint]:
-    """The servers of a libpq or SQLAlchemy URL. A Unix socket is none."""
-    parts = urlsplit(url)
-    asked = parse_qs(parts.query)
-    servers = [server for server in parts.netloc.rpartition("@")[2].split(",") if server]
-    servers += [host for host in ",".join(asked.get("host", [])).split(",") if host and not host.startswith("/")]
-    found = []
-    for server in servers:
-        host, colon, port = server.rpartition(":")
-        if not colon or not port.isdigit():
-            host, port = server, "".join(asked.get("port", [])[:1])
-        found.append(Endpoint(host.strip("[]"), int(port) if port.isdigit() else 5432))
-    return found
+    """The servers of a libpq or SQLAlchemy URL: those that `host` and `hostaddr` name as well as those before the path,
+    whichever libpq would take. A Unix socket is none.
+
+    As libpq has it, several hosts have as many ports, or one for all of them; an empty one is 5432. Raises
+    ConfigurationError where that cannot be read, and on `service`, whose servers are in a file of libpq's. Source:
+    PostgreSQL's documentation, 32.1.1.3 (multiple hosts) and 32.1.2 (`host`, `hostaddr`, `port`, `service`).
+    """
+    try:
+        parts = urlsplit(url)
+        asked = parse_qs(parts.query)
+    except ValueError:
+        raise ConfigurationError("the database URL cannot be read: its servers are unknown") from None
+    if url and not parts.scheme:
+        raise ConfigurationError("the database URL cannot be read: postgresql://HOST:PORT/NAME is needed")
+    if "service" in asked:
+        raise ConfigurationError("the database URL names a service: name its servers (host and port) instead")
+    beside = [_host_and_port(item) for item in _items(unquote(parts.netloc.rpartition("@")[2]))]
+    named = [_host_and_port(item) for item in _items(*asked.get("host", ()))]
+    addresses = [(item, "") for item in _items(*asked.get("hostaddr", ()))]
+    ports = _items(*asked.get("port", ()))
+    found = _servers(beside, ports)
+    ports = ports or [port for _, port in beside]
+    found += _servers(named, ports)
+    found += _servers(addresses, [port for _, port in named] if any(port for _, port in named) else ports)
+    return list(dict.fromkeys(found))
+
+
+def _items(*values: str) -> list[str]:
+    """Empty ones too: they have their place among the others."""
+    text = ",".join(values)
+    return [item.strip() for item in text.split(",")] if text else []
+
+
+def _servers(named: list[tuple[str, str]], ports: list[str]) -> list[Endpoint]:
+    """Hosts, each with the port beside it or "", and the ports that are given apart; both where both are given."""
+    if named and len(ports) not in (0, 1, len(named)):
+        raise ConfigurationError(f"the database URL has {len(named)} hosts and {len(ports)} ports: which is whose?")
+    apart = ports if len(ports) == len(named) else (ports or [""]) * len(named)
+    return [
+        Endpoint(host, _port(port))
+        for (host, own), other in zip(named, apart, strict=True)
+        if host and host[0] not in "/@"  # "@": an abstract Unix socket
+        for port in dict.fromkeys(filter(None, (own, other))) or ("",)
+    ]
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    """An IPv6 address without brackets has no port."""
+    host, colon, port = text.rpartition(":")
+    if not colon or port.endswith("]") or text.startswith(("/", "@")) or (":" in host and not host.endswith("]")):
+        host, port = text, ""
+    return host.removeprefix("[").removesuffix("]"), port
+
+
+def _port(text: str) -> int:
+    if not text:
+        return 5432
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise ConfigurationError("the database URL has a port that is no number from 1 to 65535")  # part of a password?
+    return int(text)
 
 
 def literal(host: str) -> Address | None:

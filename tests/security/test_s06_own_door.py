@@ -154,6 +154,7 @@ def test_what_is_ours() -> None:
         (Endpoint("::1", 9093), "own Kafka"),
         (Endpoint("db.example", 5433), "own database"),
         (Endpoint("2001:db8::1", 6432), "own database"),
+        (Endpoint("2001:db8::1", 5433), "own database"),
         (Endpoint("other.example", 5433), "own database"),
         *METRICS,
         (Endpoint("a", 1), "own port"),
