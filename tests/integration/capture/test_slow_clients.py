@@ -13,7 +13,7 @@ import pytest
 import trustme
 from hyperframe.frame import HeadersFrame
 
-from megido_shared.events import ErrorType, FlowFailed
+from megido_shared.events import ErrorRaised, ErrorType, FlowFailed
 from tests.integration.capture.harness import Proxy, capture, curl, flows, until
 from tests.integration.capture.test_limits import busy, closed, connected, counted, get, url
 from tests.integration.capture.upstream import Upstream
@@ -126,6 +126,22 @@ async def test_the_open_requests_of_a_client_that_is_cut_say_why(tmp_path: Path,
         found = await proxy.until(lambda events: bool(flows(events, FlowFailed)))
     [event] = flows(found, FlowFailed)
     assert event.failure.error_type is ErrorType.TIMEOUT and "header_timeout" in event.failure.message
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [(b"GET / HTTP/1.1\r\nX: ", "finish the head of its request"), (HELLO, "finish its TLS handshake")],
+)
+async def test_behind_a_server_with_tls_a_client_is_told_by_its_own(
+    tmp_path: Path, upstream_tls: Upstream, trusted: str, first: bytes, why: str
+) -> None:
+    options = ("--header-timeout", "1", "--set", f"ssl_verify_upstream_trusted_ca={trusted}")
+    mode = ("--mode", f"reverse:https://localhost:{upstream_tls.port}")
+    async with capture(tmp_path, *options, *mode) as proxy, connected(proxy, 1, first) as [(reader, _)]:
+        assert await closed(reader)
+        found = await proxy.until(lambda events: bool(flows(events, ErrorRaised)))
+    [event] = flows(found, ErrorRaised)
+    assert why in event.failure.message
 
 
 async def test_what_is_no_http_has_none(tmp_path: Path, authority: trustme.CA) -> None:

@@ -5,8 +5,11 @@ from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, TCPLayer, UDP
 
 
 def is_tls(chosen: layer.Layer | None) -> bool:
-    """Whether a TLS handshake has begun."""
-    return isinstance(chosen, ClientTLSLayer | ServerTLSLayer)
+    """Whether the client has begun a TLS handshake. The layer of the server's TLS stands in front of the client's, and
+    in reverse mode in front of plain clients too."""
+    if isinstance(chosen, ServerTLSLayer):
+        chosen = chosen.child_layer
+    return isinstance(chosen, ClientTLSLayer)
 
 
 def is_relay(chosen: layer.Layer | None) -> bool:
