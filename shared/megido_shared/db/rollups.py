@@ -31,10 +31,11 @@ def ceil(moment: datetime, minutes: int) -> datetime:
 
 def widened(begin: datetime, end: datetime, now: datetime) -> tuple[datetime, datetime]:
     """The range in whole buckets of the finest width that is still kept at each end."""
-    return floor(begin, _finest(begin, now)), ceil(end, _finest(end, now))
+    return floor(begin, finest(begin, now)), ceil(end, finest(end, now))
 
 
-def _finest(moment: datetime, now: datetime) -> int:
+def finest(moment: datetime, now: datetime) -> int:
+    """The least width whose rows of a moment are still kept."""
     # Upkeep is not to the minute.
     return next((width for width, kept in KEPT.items() if moment > now - kept + timedelta(hours=1)), DAY)
 

@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+import pytest
 
+from megido_ingest.rollups import prune
 from megido_shared import events, ids
 from megido_shared.clock import to_us
-from megido_shared.db.connect import conninfo
+from megido_shared.db.connect import connect, conninfo
 from megido_shared.testing import a_completed_flow, a_request, a_response
 from tests.integration.api.harness import Api, Ingest, eventually
 from tests.integration.ingest.traffic import an_event
@@ -96,17 +98,93 @@ async def test_a_series_has_every_bucket(api: Api, ingest: Ingest) -> None:
     assert sum(point["requests"] for point in by_hour["series"]) == len(told)
 
 
+async def _counted(api: Api, name: str, count: int) -> None:
+    async def counted() -> bool:
+        return bool((await api.get(PATH))[name] == count)
+
+    await eventually(counted, f"{name} is {count}")
+
+
 async def test_what_cannot_be_answered_is_refused(api: Api, ingest: Ingest) -> None:
     await _filled(api)
     await api.publish(a_completed_flow(seq=99, time_us=to_us(datetime.now(UTC) - timedelta(days=30))))
-
-    async def counted() -> bool:
-        return bool((await api.get(PATH))["total_requests"] == 41)
-
-    await eventually(counted, "the old one is counted")
-    for params in ({"bucket": "minute"}, {"bucket": "week"}, {"from": "yesterday"}, {"since": "1"}):
+    await _counted(api, "total_requests", 41)
+    wide = (datetime.now(UTC) - timedelta(days=2)).isoformat()
+    for params in (
+        {"bucket": "minute", "from": wide}, {"bucket": "week"}, {"from": "yesterday"}, {"since": "1"},
+    ):  # fmt: skip
         found = await api.get(PATH, status=400, **params)
         assert found["error"]["details"]["fields"][0]["field"] == next(iter(params))
+
+
+async def test_what_comes_without_requests_is_counted(api: Api, ingest: Ingest) -> None:
+    """An upstream that is down for days, or guesses at a proxy that nobody uses."""
+    now = datetime.now(UTC)
+    for n, days in enumerate((9, 6, 0)):
+        at = to_us(now - timedelta(days=days))
+        failure = events.Failure(events.ErrorType.TIMEOUT, "late")
+        error = an_event(events.ErrorRaised, error_id=ids.new_id(), seq=n + 1, time_us=at, failure=failure)
+        await api.publish(error)
+    await _counted(api, "total_errors", 3)
+    await api.publish(a_completed_flow(flow_id=ids.new_id(), seq=9, time_us=to_us(now - timedelta(days=7))))
+    await _counted(api, "total_requests", 1)
+    for begin, end, errors in ((10, None, 3), (10, 8, 1), (6.5, None, 2), (1, None, 1), (5, 1, 0)):
+        bounds = {"from": (now - timedelta(days=begin)).isoformat()}
+        if end is not None:
+            bounds["to"] = (now - timedelta(days=end)).isoformat()
+        found = await api.get(PATH, **bounds, bucket="day")
+        assert found["total_errors"] == errors, bounds
+        assert found["errors_by_type"] == ([{"error_type": "TIMEOUT", "count": errors}] if errors else [])
+        assert sum(point["errors"] for point in found["series"]) >= errors
+
+
+async def test_a_series_is_of_what_is_still_kept(api: Api, ingest: Ingest) -> None:
+    """Minutes of ten days ago are gone: hours tell of them, and the answer says so; likewise hours of two years ago."""
+    now = datetime.now(UTC)
+    for n, days in enumerate((700, 10)):
+        at = to_us(now - timedelta(days=days))
+        await api.publish(a_completed_flow(flow_id=ids.new_id(), seq=n + 1, time_us=at))
+    await _counted(api, "total_requests", 2)
+    async with await connect(api.state.settings.common.database_url) as connection:
+        await prune(connection)
+    for days, bucket, expected in ((10, "minute", "hour"), (10, "hour", "hour"), (700, "minute", "day")):
+        begin, end = now - timedelta(days=days, hours=1), now - timedelta(days=days, hours=-1)
+        params = {"from": begin.isoformat(), "to": end.isoformat(), "bucket": bucket}
+        found = await api.get(PATH, **params)
+        assert (found["bucket"], found["total_requests"]) == (expected, 1)
+        assert sum(point["requests"] for point in found["series"]) == 1
+
+
+@pytest.mark.parametrize("days", [20_000, -20_000])
+async def test_one_posted_time_does_not_stretch_the_statistics(api: Api, ingest: Ingest, days: int) -> None:
+    start, told = await _filled(api)
+    odd = datetime.now(UTC) - timedelta(days=days)
+    await api.publish(a_completed_flow(flow_id=ids.new_id(), seq=99, time_us=to_us(odd)))
+    await _counted(api, "total_requests", 41)
+    found = await api.get(PATH)
+    since, until = (datetime.fromisoformat(found[name]) for name in ("since", "until"))
+    assert since <= start < until
+    assert until - since <= timedelta(days=30)
+    for bucket in ("minute", "hour", "day"):
+        found = await api.get(PATH, bucket=bucket)
+        assert found["bucket"] == bucket
+        assert len(found["series"]) <= 1500
+        assert sum(point["requests"] for point in found["series"]) == len(told)
+    # Asked for, it is there.
+    asked = {"from": (odd - timedelta(days=1)).isoformat(), "to": (odd + timedelta(days=1)).isoformat()}
+    assert (await api.get(PATH, **asked))["total_requests"] == 1
+
+
+async def test_a_long_history_by_the_minute_is_its_newest(api: Api, ingest: Ingest) -> None:
+    await _filled(api)
+    old = datetime.now(UTC) - timedelta(days=20)
+    flow_id = ids.floor_id(old).bytes[:6] + ids.new_id()[6:]
+    await api.publish(a_completed_flow(flow_id=flow_id, seq=99, time_us=to_us(old)))
+    await _counted(api, "total_requests", 41)
+    found = await api.get(PATH, bucket="minute")
+    assert (found["bucket"], len(found["series"])) == ("minute", 1500)
+    assert sum(point["requests"] for point in found["series"]) == 40
+    assert datetime.fromisoformat(found["since"]) <= old
 
 
 async def test_nothing_is_scanned_and_an_empty_history_has_statistics(api: Api, ingest: Ingest) -> None:

@@ -25,7 +25,9 @@ async def get_stats(
     bucket: Annotated[Literal["minute", "hour", "day"] | None, Query(description="makes `series`")] = None,
 ) -> Any:
     """Counted as flows are stored, so what retention removes stays counted. A range is in whole minutes, of more than
-    three days ago in whole hours, of more than 400 days ago in whole days; `since` and `until` say which."""
+    three days ago in whole hours, of more than 400 days ago in whole days; `since` and `until` say which, and `bucket`
+    likewise. Without `from` they begin a day before the oldest day that is kept, whatever time something was posted
+    with, and `series` has the newest 1,500 buckets."""
     now = utc(state.clock.time_us())
     wanted = collecting.Wanted(_moment(from_), _moment(to), bucket)
     found = await state.database.read(lambda connection: collecting.collect(connection, wanted, now))

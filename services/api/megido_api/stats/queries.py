@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, cast, func, select, text, union_all
@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import INTEGER
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from megido_shared import ids
-from megido_shared.db.rollups import Segment
+from megido_shared.db.rollups import DAY, Segment
 from megido_shared.db.tables import TEXT_INDEX, auth_attempts, counters, feed, feed_cursors, rollups
 
 TOP_HOSTS = 10
@@ -22,6 +22,15 @@ _BY_NAME = (
     "requests", "responses", "responses_timed", "response_time_us", "request_bytes", "response_bytes", "messages",
     "auth_failures", "method", "protocol", "status", "error", "latency",
 )  # fmt: skip
+
+_FIRST_PARTITION = text(r"""
+SELECT min(to_date(right(c.relname, 8), 'YYYYMMDD'))
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE c.relname ~ '_\d{8}$' AND i.inhparent IN (
+    to_regclass('flows'), to_regclass('websocket_messages'), to_regclass('errors'), to_regclass('auth_attempts'))
+""")
+_OF_THEIR_OWN = ("requests", "messages", "error", "auth_failures")
+"""Each may be counted where nothing else is; the others come with a request, in its bucket."""
 
 
 async def sums(connection: AsyncConnection) -> Sums:
@@ -42,9 +51,23 @@ async def auth_failures_since(connection: AsyncConnection, since: datetime) -> i
 
 async def extent(connection: AsyncConnection) -> tuple[datetime, datetime] | None:
     """The first and the last day that something was counted for; None before there is anything."""
-    query = select(func.min(_r.bucket), func.max(_r.bucket)).where(_r.minutes == 1440, _r.name == "requests")
-    first, last = (await connection.execute(query)).one()
+    # By name, so that each is the end of an index.
+    days = union_all(
+        *(
+            select(func.min(_r.bucket).label("first"), func.max(_r.bucket).label("last")).where(
+                _r.minutes == DAY, _r.name == name
+            )
+            for name in _OF_THEIR_OWN
+        )
+    ).subquery()
+    first, last = (await connection.execute(select(func.min(days.c.first), func.max(days.c.last)))).one()
     return None if first is None else (first, last)
+
+
+async def first_partition(connection: AsyncConnection) -> datetime | None:
+    """The first day that a table of events has a partition for."""
+    day = await connection.scalar(_FIRST_PARTITION)
+    return None if day is None else datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 async def ranged(connection: AsyncConnection, parts: Sequence[Segment]) -> Sums:

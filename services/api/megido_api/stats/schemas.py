@@ -72,6 +72,8 @@ class Stats(BaseModel):
     request_bytes: int
     response_bytes: int
     latency: Latency | None
-    bucket: Literal["minute", "hour", "day"] | None
+    bucket: Literal["minute", "hour", "day"] | None = Field(
+        description="of `series`: wider than asked for where the range begins before what is kept of the finer ones"
+    )
     series: list[Bucket]
     text_index: TextIndex

@@ -7,8 +7,9 @@ from typing import Any
 
 from megido_api.stats.queries import IndexLag, Sums
 from megido_api.views import iso
-from megido_shared.db.rollups import Segment, percentiles
+from megido_shared.db.rollups import DAY, HOUR, MINUTE, Segment, percentiles
 
+_BUCKETS = {MINUTE: "minute", HOUR: "hour", DAY: "day"}
 _SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
@@ -28,7 +29,7 @@ class Found:
 
 
 def answer(found: Found, bucket: str | None, now: datetime) -> dict[str, Any]:
-    """The shape of `schemas.Stats`. `now` bounds the time that rates are over."""
+    """The shape of `schemas.Stats`. `bucket`: what was asked for; `now` bounds the time that rates are over."""
     ranged = found.ranged
     seconds = _seconds(found.span, now)
     requests, errors = _sum(ranged, "requests"), _sum(ranged, "error")
@@ -46,7 +47,7 @@ def answer(found: Found, bucket: str | None, now: datetime) -> dict[str, Any]:
         "request_bytes": _sum(ranged, "request_bytes"),
         "response_bytes": _sum(ranged, "response_bytes"),
         "latency": _latency({int(label): count for label, count in ranged.get("latency", {}).items()}),
-        "bucket": bucket,
+        "bucket": bucket if found.part is None else _BUCKETS[found.part.minutes],
         "series": _series(found),
         "text_index": {"lag_batches": found.lag.batches, "lag_seconds": round(found.lag.seconds, 3)},
     }
