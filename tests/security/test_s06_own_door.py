@@ -278,6 +278,26 @@ async def test_behind_another_proxy(tmp_path: Path) -> None:
     assert len(chained.talks) == 1
 
 
+async def test_an_own_door_known_by_name_behind_another_proxy(tmp_path: Path, names: Names) -> None:
+    """Nothing is connected to by whose look-up its address would be learnt."""
+
+    async def answering(talk: Talk) -> None:
+        await talk.head()
+        await talk.say(OK)
+
+    names.answers = {"api.example": ["198.51.100.7"]}
+    async with RawServer(answering) as chained:
+        mode = [f"upstream:http://127.0.0.1:{chained.port}"]
+        async with inside(tmp_path, mode=mode, api_url="http://api.example:9") as proxy:
+            for host in ("198.51.100.7", "[::ffff:198.51.100.7]", "0xc6336407", "api.example"):
+                for tunnel in (True, False):
+                    answer = await ask(proxy.port, f"{host}:9", tunnel=tunnel)
+                    assert b" 403 " in answer and b"own API" in answer, host
+            assert not chained.talks
+            assert b" 200 " in await ask(proxy.port, "198.51.100.8:9", tunnel=False)
+    assert len(chained.talks) == 1
+
+
 @pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0.1/8", "*", "*.", "a b", "-x.example", "fe80::/129"])
 def test_a_bad_entry_is_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="no "):

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from mitmproxy import connection
+from mitmproxy.proxy import mode_specs
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.test import tflow
 
@@ -70,3 +71,30 @@ async def test_what_is_not_blocked_is_open_and_cut_when_it_is() -> None:
     assert doors.refused == doors.cut == []
     doors.apply(blocked_destinations="late.example")
     assert doors.cut == [data.server.id]
+
+
+async def test_what_another_proxy_was_asked_for_is_cut_when_it_cannot_be_judged() -> None:
+    doors, client = Doors(), tflow.tclient_conn()
+    # What no request can be: the judge fails on it.
+    doors.routes.chained(client, (cast(str, None), 99))
+    doors.apply(blocked_destinations="*.example")
+    assert doors.cut == [client.id]
+    assert doors.counters["hook_errors:own_door"] == 1
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_behind_another_proxy_only_clients_that_are_there_are_remembered(gone: bool) -> None:
+    doors = Doors([(Endpoint("localhost", 80), "own API")])
+    flow = tflow.tflow()
+    flow.client_conn.proxy_mode = mode_specs.ProxyMode.parse("upstream:http://192.0.2.1:3128")
+    flow.client_conn.timestamp_end = None
+    flow.request.host, flow.request.port = "198.51.100.7", 80
+    waiting = doors.addon.requestheaders(flow)
+    assert waiting is not None
+    if gone:
+        flow.client_conn.timestamp_end = 1.0
+        doors.addon.client_disconnected(flow.client_conn)
+    await waiting
+    assert flow.response is None
+    doors.apply(blocked_destinations="198.51.100.7")
+    assert doors.cut == ([] if gone else [flow.client_conn.id])

@@ -108,27 +108,57 @@ class OwnDoor:
     def client_disconnected(self, client: connection.Client) -> None:
         self._routes.client_gone(client)
 
-    def http_connect(self, flow: http.HTTPFlow) -> None:
-        self._check_chained(flow)
+    def http_connect(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        return self._check_chained(flow)
 
-    def requestheaders(self, flow: http.HTTPFlow) -> None:
-        self._check_chained(flow)
+    def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        return self._check_chained(flow)
 
-    def _check_chained(self, flow: http.HTTPFlow) -> None:
-        """With a proxy behind this one, that one connects: all there is to judge is what it would be told."""
+    def _check_chained(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        """With a proxy behind this one, that one connects: all there is to judge is what it would be told. Where that
+        is an address, it may be that of a door which is known by name."""
         if type(flow.client_conn.proxy_mode) is not mode_specs.UpstreamMode or flow.response is not None:
-            return
+            return None
         try:
             host, port = plain(flow.request.data.host), flow.request.data.port
-            why = self._by_what_is_told(host, port, self._doors(port))
-            if not why:
+            doors = self._doors(port)
+            if doors and _spelled(host) is not None:
+                return self._after_learning(flow, host, port, doors)
+        except Exception as error:  # noqa: BLE001 - fail closed
+            self._answer_unchecked(flow, error)
+        else:
+            self._judge_chained(flow, host, port, doors)
+        return None
+
+    async def _after_learning(
+        self, flow: http.HTTPFlow, host: str, port: int, doors: list[tuple[Endpoint, str]]
+    ) -> None:
+        try:
+            for door, _ in doors:
+                await self._learn(door.host)
+        except Exception as error:  # noqa: BLE001 - fail closed
+            self._answer_unchecked(flow, error)
+        else:
+            self._judge_chained(flow, host, port, doors)
+
+    def _judge_chained(self, flow: http.HTTPFlow, host: str, port: int, doors: list[tuple[Endpoint, str]]) -> None:
+        try:
+            why = self._by_what_is_told(host, port, doors)
+            if not why and flow.client_conn.timestamp_end is None:  # else it is gone, and nobody would forget it
                 self._routes.chained(flow.client_conn, (host, port))
         except Exception as error:  # noqa: BLE001 - fail closed
-            self._counters.hook_failed("own_door", error)
-            why = _UNCHECKED
-        if why:
-            self._counters["refused_destinations"] += 1
-            flow.response = http.Response.make(HTTPStatus.FORBIDDEN, f"{why}\n", {"Content-Type": "text/plain"})
+            self._answer_unchecked(flow, error)
+        else:
+            if why:
+                self._answer(flow, why)
+
+    def _answer_unchecked(self, flow: http.HTTPFlow, error: Exception) -> None:
+        self._counters.hook_failed("own_door", error)
+        self._answer(flow, _UNCHECKED)
+
+    def _answer(self, flow: http.HTTPFlow, why: str) -> None:
+        self._counters["refused_destinations"] += 1
+        flow.response = http.Response.make(HTTPStatus.FORBIDDEN, f"{why}\n", {"Content-Type": "text/plain"})
 
     def _why_not(self, client: connection.Client, server: connection.Server) -> str:
         """Of a connection that is open."""
@@ -143,7 +173,11 @@ class OwnDoor:
             return _UNCHECKED
 
     def _why_not_named(self, _: connection.Client, place: tuple[str, int]) -> str:
-        return self._by_what_is_told(*place, [])
+        try:
+            return self._by_what_is_told(*place, [])
+        except Exception as error:  # noqa: BLE001 - fail closed
+            self._counters.hook_failed("own_door", error)
+            return _UNCHECKED
 
     def _by_what_is_told(self, host: str, port: int, doors: list[tuple[Endpoint, str]]) -> str:
         why = self._by_name(host, port, doors, self._blocked)
