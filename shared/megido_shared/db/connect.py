@@ -50,15 +50,16 @@ def create_engine(
     idle_in_transaction_ms: int = 0,
     **options: Any,
 ) -> AsyncEngine:
-    """An engine over psycopg's async driver; `options` are SQLAlchemy's; a timeout of 0 is none. Nothing is connected
-    yet.
+    """An engine over psycopg's async driver; `options` are SQLAlchemy's; a timeout of 0 is none (for
+    locks and idle transactions: the server's own). Nothing is connected yet.
 
     A connection that died in the pool (a restarted server) is replaced before use.
     """
-    options_of_session = (
-        f"{_server_options(statement_timeout_ms)} -c lock_timeout={lock_timeout_ms}"
-        f" -c idle_in_transaction_session_timeout={idle_in_transaction_ms} {_PLANNED_FOR_THE_VALUES}"
-    )
+    options_of_session = f"{_server_options(statement_timeout_ms)} {_PLANNED_FOR_THE_VALUES}"
+    if lock_timeout_ms:
+        options_of_session += f" -c lock_timeout={lock_timeout_ms}"
+    if idle_in_transaction_ms:
+        options_of_session += f" -c idle_in_transaction_session_timeout={idle_in_transaction_ms}"
     connect_args = {"application_name": application_name, "options": options_of_session}
     return _create_async_engine(
         parse_url(url),
