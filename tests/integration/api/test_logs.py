@@ -74,6 +74,14 @@ async def test_clean_up_by_age(logging_api: Api, database: str, root: Path, tmp_
     done = await logging_api.post(f"{LOGS}cleanup/", {"days_to_keep": 7}, status=200)
     assert done == dry | {"dry_run": False}
     assert (await logging_api.get(LOGS))["logs"] == []
+    runs = (await logging_api.get("/proxy/api/retention/runs/"))["runs"]
+    assert [(run["state"], run["dry_run"], run["requested_by"]) for run in runs] == [
+        ("done", False, "127.0.0.1"),
+        ("done", True, "127.0.0.1"),
+    ]
+    assert [run["report"]["logs"]["files"] for run in runs] == [4, 4]
+    document = (await logging_api.client.get("/openapi.json")).json()
+    assert document["paths"][f"{LOGS}cleanup/"]["post"]["x-role"] == "admin"
     assert victim.exists()
     assert os.listdir(root / "requests") == ["20260101"]
     for bad in ({"days_to_keep": -1}, {"days_to_keep": "7"}, {"directory": "/etc"}):

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 
+from megido_api import removals
 from megido_api.logs.schemas import Cleaned, CleanupInput, GeneralLog, LogList, LogType
 from megido_api.parameters import ONLY_KNOWN
 from megido_api.problems import ErrorAnswer, unavailable
@@ -15,12 +17,13 @@ from megido_api.state import State, StateDep
 from megido_api.who import who
 from megido_shared.db.tables import config_snapshots
 from megido_shared.logfiles import below, cleaning, reading
+from megido_shared.retention import Logs, Policy, Report
 
 router = APIRouter(prefix="/proxy/api/logs", tags=["logs"])
 
 LogLimit = Annotated[int, Query(ge=1, le=1000)]
 _VIEWER = {"x-role": "viewer"}
-_OPERATOR = {"x-role": "operator"}
+_ADMIN = {"x-role": "admin"}
 _UNREADABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorAnswer, "description": "The disk refuses"}}
 
 _log = logging.getLogger(__name__)
@@ -57,22 +60,33 @@ async def list_general_log(state: StateDep, limit: LogLimit = 100) -> Any:
 
 @router.post(
     "/cleanup/", summary="Remove log files of old days", response_model=Cleaned, responses=_UNREADABLE,
-    openapi_extra=_OPERATOR,
+    openapi_extra=_ADMIN,
 )  # fmt: skip
 async def clean_logs(state: StateDep, request: Request, wanted: CleanupInput) -> Any:
-    """Days that ended more than `days_to_keep` days ago, below the whole of --log-dir. Postgres keeps its rows."""
-    root = state.settings.log_dir
+    """Days that ended more than `days_to_keep` days ago, below the whole of --log-dir. Postgres keeps its rows.
+    Noted among the runs of retention."""
+    root, days, dry = state.settings.log_dir, wanted.days_to_keep, wanted.dry_run
+    report = Report(policy=Policy(log_days=days), today=datetime.now(UTC).date().isoformat())
 
     def work() -> cleaning.Cleanup:
-        planned = cleaning.plan(root, days=wanted.days_to_keep)
-        return planned if wanted.dry_run else cleaning.remove(root, planned.units)
+        planned = cleaning.plan(root, days=days)
+        found = planned if dry else cleaning.remove(root, planned.units)
+        report.errors += sorted({*planned.skipped, *found.skipped})
+        report.logs = _told(found, planned.kept_bytes)
+        return found
 
+    number = await state.database.write(
+        lambda connection: removals.begin(connection, report, dry_run=dry, by=who(request))
+    )
     try:
         found = await asyncio.to_thread(work)
     except OSError as error:
+        report.errors.append(str(error))
         raise _unreadable(error) from error
-    if found.files and not wanted.dry_run:
-        _log.info("%s removed %d log files older than %d days", who(request), found.files, wanted.days_to_keep)
+    finally:
+        await state.database.write(lambda connection: removals.ended(connection, number, report))
+    if found.files and not dry:
+        _log.info("%s removed %d log files older than %d days", who(request), found.files, days)
     return {
         "removed": found.files,
         "bytes": found.bytes,
@@ -80,6 +94,11 @@ async def clean_logs(state: StateDep, request: Request, wanted: CleanupInput) ->
         "hours": sorted({unit.hour for unit in found.units}),
         "directory": str(root),
     }
+
+
+def _told(found: cleaning.Cleanup, kept_bytes: int) -> Logs:
+    hours = [unit.hour for unit in found.units]
+    return Logs(found.files, found.bytes, kept_bytes, min(hours, default=""), max(hours, default=""))
 
 
 async def _directory(state: State) -> Path:
