@@ -13,6 +13,7 @@ import pytest
 import megido
 from megido_shared.logfiles import cleaning, cleanup, recent
 from megido_shared.logfiles.folders import Folders, open_folder, open_root
+from megido_shared.logfiles.reading import Budget
 
 NOW = datetime(2026, 2, 20, 12, tzinfo=UTC)
 
@@ -113,6 +114,18 @@ def test_lines_longer_than_a_piece_and_a_torn_one(tmp_path: Path) -> None:
     assert moments(tmp_path, 2) == ["2026-02-13T14:00:04.000000", "2026-02-13T14:00:03.000000"]
     path.write_bytes(b"x" * 3_000_000)
     assert moments(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["14.ndjson", "143052_123456_GET.json"])
+def test_nothing_older_is_read_once_the_budget_is_reached(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"requests/20260213/{name}", "2026-02-13T14:00:00.000000", size=9_000)
+    put(tmp_path, "requests/20260213/13.ndjson", "2026-02-13T13:00:00.000000")
+    put(tmp_path, "requests/20260213/15.ndjson", "2026-02-13T15:00:00.000000")
+    enough, small = Budget(20_000), Budget(5_000)
+    assert len(recent(tmp_path, "requests", 100, enough)) == 3
+    found = recent(tmp_path, "requests", 100, small)
+    assert [entry["timestamp"] for entry in found] == ["2026-02-13T15:00:00.000000"]
+    assert (enough.truncated, small.truncated) == (False, True)
 
 
 def test_another_kind_is_an_error(tmp_path: Path) -> None:

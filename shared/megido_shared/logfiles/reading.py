@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from heapq import nlargest
@@ -27,9 +28,25 @@ _MOST_BYTES = 64 << 20
 type _Entry = dict[str, Any]
 
 
-def recent(log_root: Path, kind: Kind, limit: int = 100) -> list[_Entry]:
+class Budget:
+    """Bytes that may still be read. `truncated` once something was cut short: nothing older is read then."""
+
+    def __init__(self, left: int = sys.maxsize - 1) -> None:
+        self.left = left
+        self.truncated = False
+
+    def take(self, count: int) -> bool:
+        if count > self.left:
+            self.truncated = True
+            return False
+        self.left -= count
+        return True
+
+
+def recent(log_root: Path, kind: Kind, limit: int = 100, budget: Budget | None = None) -> list[_Entry]:
     """The newest entries of a kind, newest first. What is being written, and what is no whole entry, is left out.
-    Raises ValueError on another kind, OSError on a root that cannot be read; one that is not there has no entries."""
+    `budget` says afterwards whether it was reached. Raises ValueError on another kind, OSError on a root that
+    cannot be read; one that is not there has no entries."""
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no kind of log; there are {', '.join(KINDS)}")
     try:
@@ -38,7 +55,7 @@ def recent(log_root: Path, kind: Kind, limit: int = 100) -> list[_Entry]:
         return []
     try:
         with folders.opened(root, kind) as base:
-            return [] if base is None else _recent(base, kind, max(0, limit))
+            return [] if base is None else _recent(base, kind, max(0, limit), budget or Budget())
     finally:
         os.close(root)
 
@@ -63,27 +80,27 @@ def hour_of(name: str) -> str | None:
     return found[1] if found else None
 
 
-def _recent(base: int, kind: Kind, limit: int) -> list[_Entry]:
+def _recent(base: int, kind: Kind, limit: int, budget: Budget) -> list[_Entry]:
     found: list[_Entry] = []
     if kind == "websockets":
-        found += _connections(base, limit)
-    by_time = _by_days(base, limit)
+        found += _connections(base, limit, budget)
+    by_time = _by_days(base, limit, budget)
     found += by_time
     return nlargest(limit, found, key=_moment) if kind == "websockets" else found[:limit]
 
 
-def _by_days(base: int, limit: int) -> list[_Entry]:
+def _by_days(base: int, limit: int, budget: Budget) -> list[_Entry]:
     found: list[_Entry] = []
     for day in sorted((name for name in folders.folders_in(base) if DAY.fullmatch(name)), reverse=True):
         with folders.opened(base, day) as folder:
-            for entries in () if folder is None else _by_hours(folder, limit):
+            for entries in () if folder is None else _by_hours(folder, limit, budget):
                 found += entries
-                if len(found) >= limit:
+                if len(found) >= limit or budget.truncated:
                     return found[:limit]
     return found
 
 
-def _by_hours(folder: int, limit: int) -> Iterator[list[_Entry]]:
+def _by_hours(folder: int, limit: int, budget: Budget) -> Iterator[list[_Entry]]:
     """An hour's newest, newest first, hour by hour from the last one."""
     hours: dict[str, list[str]] = defaultdict(list)
     for name in folders.names(folder):
@@ -93,15 +110,17 @@ def _by_hours(folder: int, limit: int) -> Iterator[list[_Entry]]:
         found: list[_Entry] = []
         singles = 0
         for name in sorted(hours[hour], reverse=True):
+            if budget.truncated:
+                break
             if LINES.fullmatch(name):
-                found += _last_lines(folder, name, limit)
-            elif singles < limit and (entry := _entry(folders.read_file(folder, name))) is not None:
+                found += _last_lines(folder, name, limit, budget)
+            elif singles < limit and (entry := _single(folder, name, budget)) is not None:
                 found.append(entry)
                 singles += 1
         yield nlargest(limit, found, key=_moment)
 
 
-def _last_lines(folder: int, name: str, limit: int) -> list[_Entry]:
+def _last_lines(folder: int, name: str, limit: int, budget: Budget) -> list[_Entry]:
     """Whole lines from a file's end, read in pieces backwards."""
     descriptor = folders.open_file(folder, name)
     if descriptor is None:
@@ -114,6 +133,8 @@ def _last_lines(folder: int, name: str, limit: int) -> list[_Entry]:
         torn = True  # what stands behind the last line end is no line
         while at > least and len(found) < limit:
             start = max(least, at - _PIECE)
+            if not budget.take(at - start):
+                break
             file.seek(start)
             lines = (file.read(at - start) + rest).split(b"\n")
             at, rest = start, lines[0]
@@ -123,12 +144,13 @@ def _last_lines(folder: int, name: str, limit: int) -> list[_Entry]:
                 if (entry := _entry(line)) is not None:
                     found.append(entry)
             torn = False
+        budget.truncated |= 0 < at == least and len(found) < limit
         if at == 0 and not torn and (entry := _entry(rest)) is not None:
             found.append(entry)
     return found[:limit]
 
 
-def _connections(base: int, limit: int) -> list[_Entry]:
+def _connections(base: int, limit: int, budget: Budget) -> list[_Entry]:
     """Of the tree's folders by connection, whose names hold no date: the newest written."""
 
     def files() -> Iterator[tuple[int, str, str]]:
@@ -143,9 +165,16 @@ def _connections(base: int, limit: int) -> list[_Entry]:
     found: list[_Entry] = []
     for _, name, file in nlargest(limit, files()):
         with folders.opened(base, name) as folder:
-            if folder is not None and (entry := _entry(folders.read_file(folder, file))) is not None:
+            if budget.truncated:
+                break
+            if folder is not None and (entry := _single(folder, file, budget)) is not None:
                 found.append(entry)
     return found
+
+
+def _single(folder: int, name: str, budget: Budget) -> _Entry | None:
+    content = folders.read_file(folder, name, most=budget.left + 1)
+    return _entry(content) if content is not None and budget.take(len(content)) else None
 
 
 def _written(folder: int, name: str) -> int:

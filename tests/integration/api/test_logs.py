@@ -39,6 +39,7 @@ async def test_recent_entries_of_both_layouts(logging_api: Api, database: str, r
     await write_all(store, root, "ndjson")
     found = await logging_api.get(LOGS, type="requests", limit=10)
     assert [entry["flow_id"] for entry in found["logs"]] == [second.hex, first.hex]
+    assert found["truncated"] is False
     assert (found["type"], found["limit"], found["directory"], found["readable"]) == ("requests", 10, str(root), True)
     assert [entry["flow_id"] for entry in (await logging_api.get(LOGS, limit=1))["logs"]] == [second.hex]
     assert (await logging_api.get(LOGS, type="errors"))["logs"][0]["error_type"] == "TIMEOUT"

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +29,10 @@ _VIEWER = {"x-role": "viewer"}
 _ADMIN = {"x-role": "admin"}
 _UNREADABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorAnswer, "description": "The disk refuses"}}
 
+_MOST_BYTES = 32_000_000
+_READERS = ThreadPoolExecutor(2, "log files")
+"""So many read at a time: each may hold what it has read several times over."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,13 +43,13 @@ _log = logging.getLogger(__name__)
 async def list_logs(
     state: StateDep, log_type: Annotated[LogType, Query(alias="type")] = "requests", limit: LogLimit = 100
 ) -> Any:
-    """Of both layouts. What is being written is left out."""
-    directory = await _directory(state)
+    """Of both layouts. What is being written is left out. Reads 32 MB at most, and says so with `truncated`."""
+    directory, budget = await _directory(state), reading.Budget(_MOST_BYTES)
     try:
-        found = await asyncio.to_thread(reading.recent, directory, log_type, limit)
+        found = await _read(reading.recent, directory, log_type, limit, budget)
     except OSError as error:
         raise _unreadable(error) from error
-    return {"logs": found, "type": log_type, "limit": limit, **_where(directory)}
+    return {"logs": found, "type": log_type, "limit": limit, "truncated": budget.truncated, **_where(directory)}
 
 
 @router.get(
@@ -52,7 +59,7 @@ async def list_logs(
 async def list_general_log(state: StateDep, limit: LogLimit = 100) -> Any:
     directory = await _directory(state)
     try:
-        found = await asyncio.to_thread(reading.general, directory, limit)
+        found = await _read(reading.general, directory, limit)
     except OSError as error:
         raise _unreadable(error) from error
     return {"lines": found, "limit": limit, **_where(directory)}
@@ -99,6 +106,10 @@ async def clean_logs(state: StateDep, request: Request, wanted: CleanupInput) ->
 def _told(found: cleaning.Cleanup, kept_bytes: int) -> Logs:
     hours = [unit.hour for unit in found.units]
     return Logs(found.files, found.bytes, kept_bytes, min(hours, default=""), max(hours, default=""))
+
+
+async def _read[**P, T](work: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_READERS, partial(work, *values, **named))
 
 
 async def _directory(state: State) -> Path:

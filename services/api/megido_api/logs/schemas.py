@@ -10,6 +10,7 @@ type LogType = Literal["requests", "responses", "websockets", "errors", "auth"]
 class LogList(BaseModel):
     logs: list[dict[str, Any]] = Field(description="entries as the files hold them, newest first")
     type: LogType
+    truncated: bool = Field(description="32 MB were read, and older entries were left out")
     limit: int
     directory: str = Field(description="where the files are, on the API's machine")
     readable: bool = Field(description="false when there is no such directory: ingest writes elsewhere, or nothing yet")
