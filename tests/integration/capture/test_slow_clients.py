@@ -16,7 +16,7 @@ from hyperframe.frame import HeadersFrame
 from megido_shared.events import ErrorRaised, ErrorType, FlowFailed
 from tests.integration.capture.harness import Proxy, capture, curl, flows, until
 from tests.integration.capture.test_limits import busy, closed, connected, counted, get, url
-from tests.integration.capture.upstream import Upstream
+from tests.integration.capture.upstream import Upstream, full_backlog
 from tests.support.raw_server import RawServer, Talk
 
 pytestmark = pytest.mark.timeout(120)
@@ -142,6 +142,47 @@ async def test_behind_a_server_with_tls_a_client_is_told_by_its_own(
         found = await proxy.until(lambda events: bool(flows(events, ErrorRaised)))
     [event] = flows(found, ErrorRaised)
     assert why in event.failure.message
+
+
+def socks_to(port: int) -> bytes:
+    return b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + port.to_bytes(2)
+
+
+async def test_the_first_step_over_socks_has_it(tmp_path: Path, upstream: Upstream) -> None:
+    """It stands still while the server is connected to."""
+
+    async def greet(talk: Talk) -> None:
+        await talk.say(b"220 ready")
+        await talk.rest()
+
+    options = ("--header-timeout", "1", "--connection-timeout", "3", "--mode", "socks5")
+    async with (
+        RawServer(greet) as greeting,
+        contextlib.AsyncExitStack() as stack,
+        capture(tmp_path, *options) as proxy,
+        connected(proxy, 1, socks_to(greeting.port)) as [(greeted, _)],
+        connected(proxy, 1, socks_to(stack.enter_context(full_backlog()))) as [(waiting, _)],
+        connected(proxy, 1) as [(silent, _)],
+        connected(proxy, 1, b"\5\1\0") as [(half, _)],
+        connected(proxy, 1, socks_to(upstream.port)) as [(tunnelled, _)],
+    ):
+        for reader in (silent, half, tunnelled):
+            assert await _ends(reader)
+        assert await counted(proxy, "header_timeouts") == 3
+        assert (await asyncio.wait_for(waiting.readexactly(12), 20))[2:4] == b"\5\4", "could not connect"
+        assert (await asyncio.wait_for(greeted.readexactly(21), 20)).endswith(b"220 ready")
+        assert not await closed(greeted, 0.1)
+
+
+@pytest.mark.parametrize(("scheme", "ended"), [("http", True), ("https", True), ("tcp", False)])
+async def test_the_first_step_to_a_reverse_proxy_has_it_where_clients_speak_first(
+    tmp_path: Path, upstream: Upstream, upstream_tls: Upstream, trusted: str, scheme: str, ended: bool
+) -> None:
+    port = upstream_tls.port if scheme == "https" else upstream.port
+    options = ("--header-timeout", "1", "--set", f"ssl_verify_upstream_trusted_ca={trusted}")
+    mode = ("--mode", f"reverse:{scheme}://localhost:{port}")
+    async with capture(tmp_path, *options, *mode) as proxy, connected(proxy, 1) as [(reader, _)]:
+        assert await closed(reader, 20 if ended else 3) == ended
 
 
 async def test_what_is_no_http_has_none(tmp_path: Path, authority: trustme.CA) -> None:

@@ -55,7 +55,7 @@ class ClientDeadlines:
         for place in self._places:
             if stopped or place.step in _H2:
                 _follow(place, stopped.get(place.conn.id), now)
-            if place.step is not None and now - place.since > limit:
+            if place.is_late(now, limit):
                 late.append(place)
         for place in late:
             self._time_out(place, limit)

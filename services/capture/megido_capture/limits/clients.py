@@ -11,7 +11,7 @@ from megido_capture.access.farewell import Farewell, cut
 from megido_capture.configuration.settings import CaptureSettings
 from megido_capture.counters import Counters, contained
 from megido_capture.limits.client_deadlines import ClientDeadlines
-from megido_capture.limits.places import Places, Step
+from megido_capture.limits.places import FIRST, Places, Step
 from megido_capture.mitm.layerkinds import is_relay, is_tls
 from megido_capture.recording.connections import Connections
 from megido_capture.recording.state import Registry
@@ -21,8 +21,9 @@ class Limits:
     """A client over a limit takes the place of one that makes no use of it, if there is one: the limits are on clients
     that have something in flight.
 
-    Each step to a request has `header_timeout`, the first since the client connected. The clock stands still while the
-    server is connected to, which has a deadline of its own.
+    Each step to a request has `header_timeout`, the first since the client connected, unless the server may speak first
+    (transparent modes, reverse mode without HTTP). The clock stands still while the server is connected to, which has a
+    deadline of its own.
     """
 
     name = "megido-limits"
@@ -131,6 +132,9 @@ class Limits:
     @contained
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         self._let_go(data.client)
+        place = self._places.get(data.client.id)
+        if place is not None and place.step in FIRST:
+            place.since = time.monotonic()
 
     @contained
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
@@ -168,8 +172,7 @@ class Limits:
             self.counters["refused_clients_total"] += 1
             return f"{total} clients are busy already (max_concurrent_clients)"
         place = self._places.take(client)
-        if isinstance(client.proxy_mode, mode_specs.RegularMode | mode_specs.UpstreamMode):
-            place.begin(Step.REQUEST, place.connected)  # nothing else may come first
+        place.step = _first_step(client.proxy_mode)
         return ""
 
     def _make_room(self, address: str = "") -> bool:
@@ -202,3 +205,11 @@ class Limits:
         place = self._places.get(client.id)
         if place is not None and place.busy:
             place.busy -= 1
+
+
+def _first_step(mode: mode_specs.ProxyMode) -> Step | None:
+    """None where it need not be the client who begins."""
+    if isinstance(mode, mode_specs.Socks5Mode):
+        return Step.TUNNEL  # what comes in it, the server's greeting too, ends the step
+    http = isinstance(mode, mode_specs.ReverseMode) and mode.scheme in ("http", "https")
+    return Step.REQUEST if http or isinstance(mode, mode_specs.RegularMode | mode_specs.UpstreamMode) else None

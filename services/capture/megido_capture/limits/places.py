@@ -32,6 +32,10 @@ class Step(Enum):
     H2_HEAD = "finish the head of its HTTP/2 request"
 
 
+FIRST = (Step.REQUEST, Step.TUNNEL)
+"""While one of these runs the server may be connected to already: it does not begin before that is done."""
+
+
 class Place:
     """One client, from the moment that it is let in until it has gone or is told to go."""
 
@@ -50,6 +54,10 @@ class Place:
 
     def begin(self, step: Step, now: float) -> None:
         self.step, self.since = step, now
+
+    def is_late(self, now: float, limit: float) -> bool:
+        connecting = self.busy > 0 and self.step in FIRST
+        return self.step is not None and not connecting and now - self.since > limit
 
     @property
     def in_use(self) -> bool:
