@@ -101,6 +101,9 @@ class Limits:
     @contained
     def tls_start_client(self, data: tls.TlsData) -> None:
         self._begin(data.context.client, Step.HANDSHAKE)
+        place = self._places.get(data.context.client.id)
+        if place is not None:
+            place.hello = None  # it does not pass through
 
     @contained
     def tls_established_client(self, data: tls.TlsData) -> None:
