@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import os
 import pty
-import socket
 import stat
 import struct
 import subprocess
@@ -127,16 +126,13 @@ async def test_other_front_ends(tmp_path: Path, upstream: Upstream, tool: str) -
 
 async def test_console_front_end(tmp_path: Path, upstream: Upstream) -> None:
     """mitmproxy needs a terminal."""
-    port = _free_port()
-    data_dir = tmp_path / "data"
-    process, terminal = await asyncio.to_thread(_in_terminal, data_dir, port)
+    data_dir, url = tmp_path / "data", f"http://127.0.0.1:{upstream.port}/plain"
+    process, terminal = await asyncio.to_thread(_in_terminal, data_dir)
     try:
-        proxy = Proxy(process, data_dir, port)
-
-        async def answer() -> int:
-            return (await curl(proxy, f"http://127.0.0.1:{upstream.port}/plain")).status
-
-        await until(answer, lambda status: status == 200)
+        # Of all tools it takes the longest to begin. While it does, it may listen twice, on another port each time.
+        async with asyncio.timeout(90):
+            while (await curl(proxy := Proxy(process, data_dir, _port(process.pid)), url)).status != 200:
+                await asyncio.sleep(0.05)
         await proxy.until(lambda events: bool(flows(events)))
     finally:
         process.terminate()
@@ -201,7 +197,10 @@ async def test_stop_under_load_loses_no_exchange_that_a_client_has(tmp_path: Pat
 
 def _listening(pid: int) -> set[str]:
     """The TCP addresses that a process listens on, from /proc."""
-    inodes = {os.readlink(entry)[8:-1] for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(os.readlink(entry)[8:-1])
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -213,17 +212,16 @@ def _listening(pid: int) -> set[str]:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _port(pid: int) -> int:
+    """The one that it listens on now; 1 when there is none, where nobody is."""
+    return next((int(address.rpartition(":")[2]) for address in _listening(pid)), 1)
 
 
-def _in_terminal(data_dir: Path, port: int):  # type: ignore[no-untyped-def]
+def _in_terminal(data_dir: Path):  # type: ignore[no-untyped-def]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     command = [str(Path(sys.executable).parent / "mitmproxy"), "-s", str(ROOT / "services/capture/addon.py")]
-    command += ["-p", str(port), "--set", f"megido_data_dir={data_dir}", "--set", "megido_forwarder=false"]
+    command += ["-p", "0", "--set", f"megido_data_dir={data_dir}", "--set", "megido_forwarder=false"]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(TERM="xterm"), start_new_session=True
     )
