@@ -49,7 +49,7 @@ def change(
     as_json: _Json = False,
 ) -> int:
     """Change the policy: days, max_bytes, log_days, log_max_bytes, every_minutes. In force at the next run."""
-    from megido.terminal import table, write  # noqa: PLC0415
+    from megido.terminal import note, table, write  # noqa: PLC0415
 
     fields = dict(_assigned(text) for text in assignments)
     with _client(api_url) as client:
@@ -58,6 +58,8 @@ def change(
         write(json.dumps(found))
     else:
         write(table(("FIELD", "VALUE"), [[name, _value(name, value)] for name, value in found["policy"].items()]))
+    if fields.get("days") or fields.get("max_bytes"):
+        note("on Kafka, keep more days than the topics do: what is read again after its row has gone counts again")
     return 0
 
 

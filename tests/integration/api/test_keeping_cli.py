@@ -63,7 +63,9 @@ def test_logs_and_retention(address: str, database: str, tmp_path: Path, capsys:
     assert len(list((tmp_path / "logs").rglob("*.ndjson"))) == 2
 
     assert "no limit" in megido("retention", "show")
-    assert "20.0 GiB" in megido("retention", "set", "days=3", "max_bytes=20GiB", "every_minutes=0")
+    changed = megido("retention", "set", "days=3", "max_bytes=20GiB", "every_minutes=0")
+    assert "20.0 GiB" in changed
+    assert "on Kafka, keep more days than the topics do" in changed
     for bad in ("weeks=3", "days=x", "days", "max_bytes=big"):
         megido("retention", "set", bad, code=2)
     old = rows(database, "SELECT id FROM flows ORDER BY flow_id LIMIT 2")
