@@ -23,11 +23,12 @@ from megido_replayer.recording import Recorder
 from megido_replayer.settings import DEFAULT_MAX_BODY_SIZE, DEFAULT_METRICS_PORT, Settings
 from megido_replayer.transport import Sender, TlsContexts
 from megido_replayer.worker import Parts, Worker
+from megido_shared.addresses import database_endpoints
 from megido_shared.bus.forwarder_child import ForwarderChild, keep_running
 from megido_shared.bus.local import Journal
 from megido_shared.bus.open import open_bus
 from megido_shared.clock import SystemClock
-from megido_shared.db.connect import create_engine, parse_url
+from megido_shared.db.connect import create_engine
 from megido_shared.errors import ConfigurationError
 from megido_shared.ops import OpsServer
 from megido_shared.service import guard, setup_logging, stop_on_signals
@@ -132,8 +133,7 @@ def read_settings(arguments: argparse.Namespace, env: Mapping[str, str]) -> Sett
 
 def _protected(given: list[str], common: Common, env: Mapping[str, str]) -> list[Endpoint]:
     named = ",".join([*given, env.get("MEGIDO_PROTECT", "")]).strip(",") or _OWN_BY_DEFAULT
-    url = parse_url(common.database_url)
-    database = [Endpoint(url.host, url.port or 5432)] if url.host else []
+    database = database_endpoints(common.database_url)
     try:
         return [*parse_endpoints(named), *database, *parse_endpoints(common.kafka)]
     except ValueError as error:
