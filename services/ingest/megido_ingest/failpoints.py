@@ -16,6 +16,7 @@ POINTS = (
     "after_commit",
     "after_bus_commit",
 )
+LOGS_POINTS = ("logs_after_write", "logs_after_commit")
 RETENTION_POINTS = ("retention_after_day", "retention_after_rows", "retention_after_logs")
 
 _name, _, _rest = os.environ.get("MEGIDO_FAILPOINT", "").partition(":")

@@ -9,16 +9,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-import psycopg
 from prometheus_client import CollectorRegistry, Gauge
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from megido_ingest.background import pause, serve_again
 from megido_ingest.jsonlogs import feed
 from megido_ingest.session import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS
 from megido_shared.bodytext import body_text
@@ -89,16 +88,7 @@ class TextIndexer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Never raises for what a database does."""
-        complained = False
-        while not stop.is_set():
-            try:
-                await self._serve(stop)
-                complained = False
-            except (OSError, psycopg.Error, SQLAlchemyError) as error:
-                if not complained:
-                    _log.warning("the text index waits: %s", (str(error).strip().splitlines() or ["?"])[0])
-                complained = True
-                await _wait(stop, _PAUSE_S)
+        await serve_again(self._serve, stop, what="the text index", every_s=_PAUSE_S, log=_log)
         self._metrics.clear()
 
     async def _serve(self, stop: asyncio.Event) -> None:
@@ -128,7 +118,7 @@ class TextIndexer:
         """Leaves the machine to others, but for what costs little."""
         until = time.monotonic() + seconds
         while not stop.is_set() and (left := until - time.monotonic()) > 0:
-            await _wait(stop, min(left, _POLL_S))
+            await pause(stop, min(left, _POLL_S))
             await self.lines(engine)
 
     async def lines(self, engine: AsyncEngine, batches_at_once: int = _LINES_AT_ONCE) -> bool:
@@ -248,8 +238,3 @@ def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> str:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     return text.replace("\0", "")
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)

@@ -5,7 +5,6 @@ takes over."""
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from megido_ingest import assembly, failures
 from megido_ingest.accounts import AccountMetrics, keep_shown
+from megido_ingest.background import pause
 from megido_ingest.health import Health
 from megido_ingest.indexer import IndexMetrics, TextIndexer
 from megido_ingest.jsonlogs import JsonLogWriter, LogLayout
@@ -177,7 +177,7 @@ class Leader:
                     _log.warning("background work waits: %s", failures.unavailable(error))
                 complained = True
                 await self._session.close()
-            await _wait(stop, LOOK_S)
+            await pause(stop, LOOK_S)
         await self._session.close()
 
     async def _lead(self, connection: psycopg.AsyncConnection[TupleRow], stop: asyncio.Event) -> None:
@@ -200,7 +200,7 @@ class Leader:
             while not stop.is_set():
                 await self._partitions(connection)
                 await self._open_flows.look()
-                await _wait(stop, LOOK_S)
+                await pause(stop, LOOK_S)
         finally:
             self._metrics.leader.set(0)
             resign.set()
@@ -232,9 +232,4 @@ async def _kept_up(what: str, run: Callable[[asyncio.Event], Awaitable[None]], s
             await run(stop)
         except Exception:  # noqa: BLE001 - whatever it is, the other parts go on
             _log.exception("%s failed, starting it again", what)
-            await _wait(stop, LOOK_S)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
+            await pause(stop, LOOK_S)

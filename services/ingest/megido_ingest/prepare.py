@@ -1,17 +1,17 @@
 """From records to packed rows: decoding, hashing, compressing, packing. Runs in a thread, a batch ahead."""
 
 import struct
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
 
-from megido_ingest import flows, rows, views
-from megido_ingest.packing import EPOCH_2000_DAYS, EPOCH_2000_US
+from megido_ingest import errorrows, flows, rows, views
+from megido_ingest.bodycache import BodyCache, CacheVersion
+from megido_ingest.packing import EPOCH_2000_US
 from megido_shared import events, ids, redrive
 from megido_shared.bus.base import Batch, Gap, Record, Stream
 from megido_shared.db import codecs
@@ -19,12 +19,6 @@ from megido_shared.db.tables import UNCOUNTED
 
 type Place = tuple[Stream, int]
 """A record by stream and offset."""
-type CacheVersion = tuple[int, int]
-"""How often a cache was emptied, and the first day that it believes in."""
-
-ORIGIN_ITSELF = 0
-ORIGIN_FLOW = 1
-ORIGIN_AUTH = 2
 
 _YEAR_1_US = -62_135_596_800_000_000
 _YEAR_10000_US = 253_402_300_800_000_000
@@ -45,51 +39,6 @@ _IDENTITY: dict[type, tuple[str, ...]] = {
 _BAD = (ValueError, struct.error, OverflowError, msgspec.DecodeError, msgspec.ValidationError, RecursionError)
 """What decoding and packing raise on bytes that no row can hold, or that are nested too deeply to be read."""
 _LONGEST_TYPE = 100
-_EARLY_S = 600
-
-
-class BodyCache:
-    """(day, sha256) of bodies that are known to be stored, so that a repeated one is neither compressed nor sent.
-
-    Only what a committed transaction stored is in it. It is emptied when a transaction fails (the database may be
-    another one now), and what lies before yesterday is not believed from the moment that it does: retention may have
-    taken it. `now` answers in seconds since 1970.
-    """
-
-    def __init__(self, limit: int = 50_000, now: Callable[[], float] = time.time) -> None:
-        self._known: dict[tuple[int, bytes], None] = {}
-        self._oldest = 0
-        self._limit = limit
-        self._cleared = 0
-        self._now = now
-
-    @property
-    def version(self) -> CacheVersion:
-        """A batch that was prepared under another one must be prepared again."""
-        return self._cleared, self._yesterday()
-
-    def __contains__(self, key: tuple[int, bytes]) -> bool:
-        return key in self._known and key[0] >= self._yesterday()
-
-    def _yesterday(self) -> int:
-        """A little early: a batch that is on its way at midnight, and the database's clock, have their time."""
-        return int((self._now() + _EARLY_S) // 86_400) - EPOCH_2000_DAYS - 1
-
-    def add(self, keys: Iterable[tuple[int, bytes]], today: int) -> None:
-        yesterday = self._yesterday()
-        if yesterday > self._oldest:  # retention may take what lies before it
-            self._known = {key: None for key in self._known if key[0] >= yesterday}
-            self._oldest = yesterday
-        for key in keys:
-            if key[0] >= yesterday and abs(key[0] - today) <= 1:
-                self._known[key] = None
-        while len(self._known) > self._limit:
-            del self._known[next(iter(self._known))]
-
-    def clear(self) -> None:
-        """Batches that were prepared with the old contents must be prepared again (`version`)."""
-        self._known.clear()
-        self._cleared += 1
 
 
 @dataclass(slots=True)
@@ -232,7 +181,7 @@ class _Preparation:
         self._flows[event.flow_id] = (order, packed, event)
         self._days.add(flows.day_number(event.flow_id))
         if isinstance(event, events.FlowFailed):
-            self._errors[event.flow_id] = _flow_error(event)
+            self._errors[event.flow_id] = errorrows.flow_error(event)
         else:
             self._errors.pop(event.flow_id, None)
 
@@ -260,7 +209,7 @@ class _Preparation:
 
     def _error(self, event: events.ErrorRaised) -> None:
         if event.error_id not in self._errors:
-            self._errors[event.error_id] = _own_error(event)
+            self._errors[event.error_id] = errorrows.own_error(event)
             self._days.add(flows.day_number(event.error_id))
 
     def _attempt(self, event: events.AuthAttempted) -> None:
@@ -268,11 +217,11 @@ class _Preparation:
             return
         self._auth[event.auth_id] = rows.AUTH.pack(
             event.auth_id, event.posted_id, views.key(event.node), event.epoch, event.seq, event.event_id,
-            views.plain(event.username), event.success, views.plain(_auth_reason(event)), views.key(event.client.ip),
-            event.time_us - EPOCH_2000_US,
+            views.plain(event.username), event.success, views.plain(errorrows.auth_reason(event)),
+            views.key(event.client.ip), event.time_us - EPOCH_2000_US,
         )  # fmt: skip
         if not event.success:
-            self._errors[event.auth_id] = _auth_error(event)
+            self._errors[event.auth_id] = errorrows.auth_error(event)
         self._days.add(flows.day_number(event.auth_id))
 
     def _status(self, event: events.NodeStatus) -> None:
@@ -404,35 +353,6 @@ def _check_flow(event: events.AnyFlow) -> None:
     for message in (event.request, event.response):
         if message is not None and (message.body.size < 0 or message.body.chunks < 0):
             raise ValueError("a body has a negative size or number of chunks")
-
-
-def _flow_error(event: events.FlowFailed) -> bytes:
-    ended = event.time_us + max(0, event.timing.response_us)
-    return rows.ERROR.pack(
-        event.flow_id, 0, ORIGIN_FLOW, views.key(event.node), event.epoch, 0, event.event_id, event.flow_id,
-        event.failure.error_type, views.plain(event.failure.message), views.plain(event.failure.stack_trace),
-        views.url_of(event.request), views.key(event.client.ip), ended - EPOCH_2000_US,
-    )  # fmt: skip
-
-
-def _own_error(event: events.ErrorRaised) -> bytes:
-    return rows.ERROR.pack(
-        event.error_id, event.posted_id, ORIGIN_ITSELF, views.key(event.node), event.epoch, event.seq, event.event_id,
-        None, event.failure.error_type, views.plain(event.failure.message), views.plain(event.failure.stack_trace),
-        views.plain(event.url), views.key(event.client.ip), event.time_us - EPOCH_2000_US,
-    )  # fmt: skip
-
-
-def _auth_error(event: events.AuthAttempted) -> bytes:
-    return rows.ERROR.pack(
-        event.auth_id, 0, ORIGIN_AUTH, views.key(event.node), event.epoch, 0, event.event_id, None,
-        events.ErrorType.AUTH_FAILURE, views.plain(_auth_reason(event)), "", "", views.key(event.client.ip),
-        event.time_us - EPOCH_2000_US,
-    )  # fmt: skip
-
-
-def _auth_reason(event: events.AuthAttempted) -> str:
-    return event.failure_reason if event.attempts <= 1 else f"{event.failure_reason} ({event.attempts} attempts)"
 
 
 def _pack_status(event: events.NodeStatus, started_us: int | None) -> bytes:

@@ -13,9 +13,10 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from megido_ingest import assembly, failpoints, failures, hits, rows
+from megido_ingest.bodycache import BodyCache
 from megido_ingest.limit import DEFAULT, DeadLetterLimit, TooManyDeadLetters
 from megido_ingest.packing import Packed, RowType, array
-from megido_ingest.prepare import BodyCache, Place, Prepared, prepare
+from megido_ingest.prepare import Place, Prepared, prepare
 from megido_ingest.session import Session, commit, fetch_one
 from megido_shared.bus.base import Batch, Position, Record, Stream
 from megido_shared.errors import Unavailable

@@ -1,7 +1,9 @@
 """kill -9 of the writer, again and again: every flow ends with one entry of its own, whole, in both layouts."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megido_ingest.failpoints import LOGS_POINTS
 from tests.integration.jsonlogs.rows import MOMENT, Store
 from tests.support.waiting import until
 
@@ -32,8 +35,7 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path, layout: st
     chance = random.Random(seed)
     body = bytes(chance.randrange(32, 127) for _ in range(4000))
     stored = []
-    at_work = 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         for _ in range(BATCHES):
             # Five flows share each microsecond: names collide all the time.
             first = len(stored)
@@ -42,11 +44,15 @@ def test_kills_lose_and_double_nothing(database: str, tmp_path: Path, layout: st
                 for n in range(first, first + BATCH)
             ]
             stored += store.flows(batch)
-        # Each flow has two files, so however fast the last writer was, there are enough to come.
-        enough = _count(root) + chance.randrange(20, BATCHES * BATCH)
-        _run_until(lambda enough=enough: _count(root) >= enough, database, root, layout)
-        at_work += not _done(store, store.last_seq())
-    assert at_work, "it was never killed while it had work"
+        if kill % 2:
+            # Each flow has two entries, so however fast the last writer was, there are enough to come.
+            enough = _count(root) + chance.randrange(20, BATCHES * BATCH)
+            _run_until(lambda enough=enough: _count(root) >= enough, database, root, layout)
+        else:
+            # A writer may have done all before anybody sees a part of it: these kill it for certain.
+            point = LOGS_POINTS[kill // 2 % len(LOGS_POINTS)]
+            _run_to(point, database, root, layout)
+            assert _done(store, store.last_seq()) is (point == "logs_after_commit"), f"seed {seed}"
     _run_until(lambda: _done(store, store.last_seq()), database, root, layout)
 
     for kind in ("requests", "responses"):
@@ -65,6 +71,13 @@ def _run_until(condition: Callable[[], bool], database: str, root: Path, layout:
     finally:
         writer.kill()
         writer.wait()
+
+
+def _run_to(point: str, database: str, root: Path, layout: str) -> None:
+    """Starts a writer that is killed when it gets there."""
+    command = [sys.executable, "-c", PROGRAM, database, str(root), layout]
+    killed = subprocess.run(command, env=os.environ | {"MEGIDO_FAILPOINT": point}, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
 
 
 def _entries(path: Path) -> list[bytes]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from megido_ingest.prepare import BodyCache, prepare
+from megido_ingest.bodycache import BodyCache
+from megido_ingest.prepare import prepare
 from megido_ingest.retention import Places, Retention
 from megido_ingest.store import Store
 from megido_shared import events, ids

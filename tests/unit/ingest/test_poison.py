@@ -2,7 +2,8 @@
 
 import pytest
 
-from megido_ingest.prepare import BodyCache, prepare
+from megido_ingest.bodycache import BodyCache
+from megido_ingest.prepare import prepare
 from megido_shared import events, ids
 from megido_shared.bus.base import Batch
 from megido_shared.testing import a_completed_flow, a_request

@@ -1,7 +1,8 @@
 """Where the streams of a batch go on after it, and what a batch says of itself."""
 
+from megido_ingest.bodycache import BodyCache
 from megido_ingest.flows import Remembered
-from megido_ingest.prepare import BodyCache, Prepared, prepare
+from megido_ingest.prepare import Prepared, prepare
 from megido_shared import events, ids
 from megido_shared.bus.base import Batch, Record, Stream
 from megido_shared.testing import a_completed_flow

@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from megido_ingest import failpoints
+from megido_ingest.background import pause
 from megido_ingest.jsonlogs import entries, feed, general
 from megido_ingest.jsonlogs.layout import LogLayout, layout_of
 from megido_ingest.jsonlogs.lines import HourlyLines
@@ -71,16 +73,15 @@ class JsonLogWriter:
         """Until `stop`. Never raises for what a disk or a database does."""
         if self._layout == "off":
             await stop.wait()
-        pause = _FIRST_PAUSE
+        seconds = _FIRST_PAUSE
         while not stop.is_set():
             begun = self.position
             try:
                 await self._serve(stop)
             except (OSError, psycopg.Error, SQLAlchemyError) as error:
                 self._complain(error)
-                pause = _FIRST_PAUSE if self.position > begun else min(pause * 2, _LONGEST_PAUSE)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), pause)
+                seconds = _FIRST_PAUSE if self.position > begun else min(seconds * 2, _LONGEST_PAUSE)
+                await pause(stop, seconds)
 
     async def _serve(self, stop: asyncio.Event) -> None:
         engine = create_engine(self._url, application_name="megido json logs", pool_size=1, max_overflow=0)
@@ -123,8 +124,7 @@ class JsonLogWriter:
             row = await found.fetchone()
             if row is not None and row[0]:
                 return True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _NODES_EVERY)
+            await pause(stop, _NODES_EVERY)
         return False
 
     async def _round(self, engine: AsyncEngine) -> bool:
@@ -142,8 +142,10 @@ class JsonLogWriter:
             await self._errors(connection, batch_ids)
             await self._auth(connection, batch_ids)
             await asyncio.to_thread(self._files.flush)
+            failpoints.reach("logs_after_write")
             await feed.advance(connection, self._reader, last)
             await connection.commit()
+        failpoints.reach("logs_after_commit")
         self.position = last
         await asyncio.to_thread(self._files.committed)
         return True

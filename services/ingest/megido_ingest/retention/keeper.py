@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from contextlib import suppress
 
 import psycopg
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from megido_ingest.background import pause, serve_again
 from megido_ingest.retention.runs import Places, Retention
 from megido_shared.clock import Clock
 from megido_shared.retention import Policy, Report
@@ -58,21 +58,12 @@ class Keeper:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`."""
-        complained = False
-        while not stop.is_set():
-            try:
-                await self._serve(stop)
-                complained = False
-            except (psycopg.Error, OSError) as error:
-                if not complained:
-                    _log.warning("retention waits: %s", str(error).strip().partition("\n")[0])
-                complained = True
-                await _wait(stop)
+        await serve_again(self._serve, stop, what="retention", every_s=_PAUSE_S, log=_log)
 
     async def _serve(self, stop: asyncio.Event) -> None:
         async with Retention.opened(self._url, self._places, self._clock) as retention:
             if retention is None:  # a leader of before that has not ended yet
-                await _wait(stop)
+                await pause(stop, _PAUSE_S)
                 return
             await retention.connection.execute(f"LISTEN {CHANNEL}")
             while not stop.is_set():
@@ -112,8 +103,3 @@ class Keeper:
         except (psycopg.Error, OSError):
             self._metrics.runs.labels("failed").inc()
             raise
-
-
-async def _wait(stop: asyncio.Event) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), _PAUSE_S)
