@@ -264,6 +264,14 @@ def test_a_pattern_that_takes_too_much_memory_is_the_rules_error() -> None:
     assert rules.apply_head(request()) == (2,) and counters["rule_errors:1"] == 1
 
 
+async def test_a_pattern_that_fails_in_another_way_keeps_no_other_rule_out() -> None:
+    counters, done = Counters(), asyncio.Event()
+    rules = RuleSet(counters, "browser")
+    rules.load([rule(target_url_pattern="\ud800"), rule(id=2)], done.set)  # no UTF-8: RE2 is not even asked
+    await asyncio.wait_for(done.wait(), 20)
+    assert rules.apply_head(request()) == (2,) and counters["rule_errors:1"] == 1
+
+
 async def test_new_patterns_are_compiled_between_other_work() -> None:
     rules = RuleSet(Counters(), "browser")
     old, new = rule(point="Old"), [rule(id=n, target_url_pattern=rf"[\pL\pN]{{3}}.*|{n}") for n in range(200)]

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-import re2
 from mitmproxy import http
 
 from megido_capture.counters import Counters, contained
@@ -41,7 +40,7 @@ class RuleSet:
     def __init__(self, counters: Counters, source_app: str) -> None:
         self._counters = counters
         self._source_app = source_app
-        self._searches: dict[str, Pattern | re2.error] = {}
+        self._searches: dict[str, Pattern | Exception] = {}
         """What is compiled, by pattern: a change of one rule compiles one."""
         self._heads: tuple[CompiledRule, ...] = ()
         self._bodies: tuple[CompiledRule, ...] = ()
@@ -170,7 +169,7 @@ class RuleSet:
 
     def _compile(self, rule: PayloadRule) -> CompiledRule | None:
         search = self._search_of(rule.target_url_pattern)
-        if isinstance(search, re2.error):
+        if isinstance(search, Exception):
             self._failed(rule, search)
         elif why := unusable_name(rule.injection_type, rule.injection_point):
             self._failed(rule, ValueError(f"{rule.injection_point!r} {why}"))
@@ -178,12 +177,12 @@ class RuleSet:
             return CompiledRule(rule, search)
         return None
 
-    def _search_of(self, pattern: str) -> Pattern | re2.error:
+    def _search_of(self, pattern: str) -> Pattern | Exception:
         found = self._searches.get(pattern)
         if found is None:
             try:
                 found = compile_pattern(pattern)
-            except re2.error as error:
+            except Exception as error:  # noqa: BLE001 - whatever a pattern does, the others come into force
                 found = error.with_traceback(None)
             self._searches[pattern] = found
         return found
