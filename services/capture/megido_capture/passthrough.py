@@ -1,9 +1,8 @@
 """The addon that leaves TLS to some hosts alone: their clients pin a certificate and would refuse ours."""
 
 import logging
-from collections.abc import Callable
 
-from mitmproxy import connection, tls
+from mitmproxy import tls
 from mitmproxy.proxy import mode_specs
 from mitmproxy.proxy.context import Context
 
@@ -34,12 +33,8 @@ class PassThrough:
 
     name = "megido-passthrough"
 
-    def __init__(
-        self, settings: CaptureSettings, counters: Counters, *, begun: Callable[[connection.Client], None]
-    ) -> None:
-        """`begun` is told of each tunnel: mitmproxy has no hook for it."""
+    def __init__(self, settings: CaptureSettings, counters: Counters) -> None:
         self.counters = counters
-        self._begun = begun
         self._named: set[tuple[str, str]] = set()
         self.apply(settings)
 
@@ -56,7 +51,6 @@ class PassThrough:
         if self._is_listed(data.context, plain(server.address[0]), plain(sni), server.address[1]):
             data.ignore_connection = True
             self.counters["passed_through"] += 1
-            self._begun(data.context.client)
             self._say(plain(server.address[0]), plain(sni))
 
     def _is_listed(self, context: Context, host: str, sni: str, port: int) -> bool:

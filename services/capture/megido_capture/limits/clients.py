@@ -156,11 +156,6 @@ class Limits:
         self._begin(flow.client_conn, None)
         self._hold(flow.client_conn)
 
-    @contained
-    def tunnel_begun(self, client: connection.Client) -> None:
-        """A tunnel of which no hook tells."""
-        self._hold(client)
-
     # --- places ---
 
     def _admit(self, client: connection.Client) -> str:

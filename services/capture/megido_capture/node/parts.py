@@ -144,7 +144,7 @@ class Parts:
             cut=handlers.cut_server,
             silent_for=handlers.silent_for,
         )
-        self.pass_through = PassThrough(settings, counters, begun=self.limits.tunnel_begun)
+        self.pass_through = PassThrough(settings, counters)
 
     def in_order(self) -> list[Any]:
         """The addons: their hooks run in this order."""
