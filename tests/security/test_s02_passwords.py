@@ -22,6 +22,20 @@ FULL = argon2.PasswordHasher()
 TOKEN, PASSWORD = "t0ken-of-256-bits", "pässword:2"
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The secrets that were really hashed, as they are."""
+    secrets = list[bytes]()
+    verify = Accepted.verify
+
+    def noting(accepted: Accepted, given: Given) -> bytes:
+        secrets.append(given.secret)
+        return verify(accepted, given)
+
+    monkeypatch.setattr(Accepted, "verify", noting)
+    return secrets
+
+
 async def asked(proxy: Inside, upstream: Upstream, header: str) -> int:
     answer = await curl(proxy, f"http://127.0.0.1:{upstream.port}/plain", "-H", f"Proxy-Authorization: {header}")
     return answer.status
@@ -59,17 +73,8 @@ async def test_a_hash_stops_counting_with_the_configuration(tmp_path: Path, upst
 
 
 async def test_right_credentials_are_remembered_while_others_change(
-    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, upstream: Upstream, hashed: list[bytes]
 ) -> None:
-    hashed = list[bytes]()
-    verify = Accepted.verify
-
-    def counting(accepted: Accepted, given: Given) -> bytes:
-        hashed.append(given.secret)
-        return verify(accepted, given)
-
-    monkeypatch.setattr(Accepted, "verify", counting)
-
     async def ask(header: str) -> int:
         return await asked(proxy, upstream, header)
 
@@ -104,16 +109,8 @@ async def test_the_loop_goes_on_while_a_hash_is_computed(tmp_path: Path, upstrea
 
 
 async def test_three_hundred_connections_with_the_same_credentials_hash_once(
-    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, upstream: Upstream, hashed: list[bytes]
 ) -> None:
-    hashed = list[bytes]()
-    verify = Accepted.verify
-
-    def counting(self: Accepted, given: Given) -> bytes:
-        hashed.append(given.secret)
-        return verify(self, given)
-
-    monkeypatch.setattr(Accepted, "verify", counting)
     async with inside(tmp_path) as proxy:
         proxy.apply(auth_required=True, auth_token_hash=FULL.hash(TOKEN))
 

@@ -12,7 +12,7 @@ from megido_api.settings import Settings
 from megido_shared.db import tables
 from tests.integration.api.harness import Api, running
 from tests.integration.jsonlogs.rows import MOMENT, Store, an_error
-from tests.integration.jsonlogs.test_lines import write_all
+from tests.integration.jsonlogs.running import write_all
 from tests.integration.jsonlogs.test_place import configure
 
 LOGS = "/proxy/api/logs/"
@@ -53,7 +53,7 @@ async def test_the_configured_folder_is_the_one_that_is_read(logging_api: Api, d
     store = Store(database)
     configure(store, "team/a")
     flow_id = store.flow()
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     found = await logging_api.get(LOGS)
     assert ([entry["flow_id"] for entry in found["logs"]], found["directory"]) == ([flow_id.hex], str(root / "team/a"))
     configure(store, "../elsewhere")

@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,38 +16,10 @@ from megido_shared import events, ids
 from megido_shared.db import tables
 from megido_shared.logfiles import recent
 from tests.integration.jsonlogs.rows import MOMENT, Store, a_message, an_attempt, an_error
+from tests.integration.jsonlogs.running import files, until, write_all, writing
 from tests.integration.jsonlogs.test_place import configure
-from tests.integration.jsonlogs.test_writer import files, until
 
 REQUESTS, RESPONSES = "requests/20260213/14.ndjson", "responses/20260213/14.ndjson"
-
-
-@pytest.fixture
-def store(database: str) -> Store:
-    return Store(database)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "logs" / "proxy"
-
-
-@asynccontextmanager
-async def writing(store: Store, root: Path, layout: LogLayout = "ndjson") -> AsyncIterator[JsonLogWriter]:
-    writer = JsonLogWriter(store.url, root, layout)
-    stop = asyncio.Event()
-    task = asyncio.create_task(writer.run(stop))
-    try:
-        yield writer
-    finally:
-        stop.set()
-        await asyncio.wait_for(task, 10)
-
-
-async def write_all(store: Store, root: Path, layout: LogLayout = "ndjson") -> None:
-    async with writing(store, root, layout) as writer:
-        last = store.last_seq()
-        await until(lambda: writer.position >= last)
 
 
 def lines(root: Path, name: str = REQUESTS) -> list[dict[str, Any]]:
@@ -66,7 +36,7 @@ async def test_every_kind_has_a_file_an_hour(store: Store, root: Path) -> None:
     store.row(tables.websocket_messages, **a_message(flow_id, connection_id="../../x"))
     store.row(tables.errors, **an_error())
     store.row(tables.auth_attempts, **an_attempt())
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert files(root) == [
         ROUND,
         "auth/20260213/14.ndjson",
@@ -88,10 +58,10 @@ async def test_every_kind_has_a_file_an_hour(store: Store, root: Path) -> None:
 
 async def test_a_flow_has_its_line_when_it_has_ended(store: Store, root: Path) -> None:
     flow_id = store.flow(rank=events.Rank.STARTED)
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert files(root) == []
     store.flow(flow_id=flow_id, rank=events.Rank.COMPLETED)
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert owners(root) == owners(root, RESPONSES) == [flow_id.hex]
 
 
@@ -100,7 +70,7 @@ async def test_a_round_that_was_not_committed_is_written_once(
 ) -> None:
     """Stopped behind the files and before the position: what a kill does there, at each of both writes."""
     first = store.flow()
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     more = store.flows([{}, {}])
     for stopped_in in ("_append", "committed"):
         with monkeypatch.context() as patch:
@@ -112,7 +82,7 @@ async def test_a_round_that_was_not_committed_is_written_once(
                 await asyncio.wait_for(writer.run(asyncio.Event()), 20)
         size = (root / REQUESTS).stat().st_size
         assert size > len((root / REQUESTS).read_bytes().split(b"\n")[0]) + 1, "it did write"
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     for name in (REQUESTS, RESPONSES):
         assert owners(root, name) == [first.hex, *(flow.hex for flow in more)]
     assert (root / ROUND).read_bytes() == b""
@@ -139,7 +109,7 @@ async def test_the_other_layout_takes_over_where_this_one_was(
     assert lines(root) == [], "taken back, it is in the tree"
     assert [entry["flow_id"] for entry in recent(root, "requests")] == [flow_id.hex]
     later = store.flow(started_at=MOMENT + timedelta(minutes=1))
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert [entry["flow_id"] for entry in recent(root, "requests")] == [later.hex, flow_id.hex]
 
 
@@ -148,24 +118,24 @@ async def test_off_writes_nothing_and_on_again_what_was_missed(store: Store, roo
     async with writing(store, root, "off"):
         await asyncio.sleep(0)
     assert not root.exists()
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert owners(root) == [flow_id.hex]
 
 
 async def test_a_torn_line_of_anybody_is_cut(store: Store, root: Path) -> None:
     store.flow()
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     whole = (root / REQUESTS).read_bytes()
     (root / REQUESTS).write_bytes(whole + b'{"timestamp": "2026-02-13T14:3')
     assert len(recent(root, "requests")) == 1
     store.flow()
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert (root / REQUESTS).read_bytes().startswith(whole)
     assert len(lines(root)) == 2
 
 
 async def test_files_that_are_removed_while_they_are_written_come_anew(store: Store, root: Path) -> None:
-    async with writing(store, root) as writer:
+    async with writing(store, root, "ndjson") as writer:
         for number, gone in enumerate((None, root / REQUESTS, root / "requests", root)):
             if gone is not None:
                 os.rename(gone, gone.with_name(f"{gone.name}-gone-{number}"))
@@ -197,7 +167,7 @@ async def test_hostile_names_are_not_written_through(store: Store, root: Path, t
     os.link(victim, day / "14-3.ndjson")
     (day / "14-4.ndjson").symlink_to("/dev/null")
     flow_id = store.flow()
-    await write_all(store, root)
+    await write_all(store, root, "ndjson")
     assert owners(root, "requests/20260213/14-5.ndjson") == [flow_id.hex]
     assert victim.read_bytes() == b"mine"
     assert [path.name for path in outside.iterdir()] == ["victim"]

@@ -10,7 +10,7 @@ import pytest
 from megido_shared.db.connect import conninfo
 from megido_shared.logfiles import below
 from tests.integration.jsonlogs.rows import Store
-from tests.integration.jsonlogs.test_writer import files, until, writing
+from tests.integration.jsonlogs.running import files, until, writing
 
 
 def configure(store: Store, directory: str | None) -> None:

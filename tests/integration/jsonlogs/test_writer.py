@@ -1,14 +1,11 @@
 """The log tree as the founding document describes it, written from a real feed."""
 
-import asyncio
 import base64
 import errno
 import gzip
 import json
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,55 +13,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from megido_ingest.jsonlogs import JsonLogWriter
 from megido_shared import events, ids
 from megido_shared.db import tables
 from megido_shared.logfiles import cleanup, recent
 from tests.integration.jsonlogs.rows import MOMENT, Store, a_message, an_attempt, an_error, listeners
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def writing(store: Store, root: Path) -> AsyncIterator[JsonLogWriter]:
-    writer = JsonLogWriter(store.url, root)
-    stop = asyncio.Event()
-    task = asyncio.create_task(writer.run(stop))
-    try:
-        yield writer
-    finally:
-        stop.set()
-        await asyncio.wait_for(task, 10)
-
-
-async def write_all(store: Store, root: Path) -> None:
-    """Everything that is in the feed now."""
-    async with writing(store, root) as writer:
-        last = store.last_seq()
-        await until(lambda: writer.position >= last)
-
-
-def files(root: Path) -> list[str]:
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+from tests.integration.jsonlogs.running import files, until, write_all, writing
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((root / name).read_text())
     return found
-
-
-@pytest.fixture
-def store(database: str) -> Store:
-    return Store(database)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "logs" / "proxy"
 
 
 async def test_a_flow_becomes_a_request_and_a_response(store: Store, root: Path) -> None:
