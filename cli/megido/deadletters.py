@@ -7,7 +7,7 @@ from typing import Any
 
 from megido.client import ApiError, Client, DeadLetter
 from megido.history import clock
-from megido.terminal import note, safe, safe_line, table, write
+from megido.terminal import listing, note, safe, safe_line, write
 from megido_shared.errors import ConfigurationError, MegidoError
 
 STATES = ("new", "queued", "redriven", "discarded")
@@ -21,13 +21,7 @@ def list_letters(client: Client, *, limit: int, topic: str, reason: str, state: 
     """Raises ConfigurationError on a state that does not exist."""
     _check_state(state, STATES)
     letters = list(islice(client.each_dead_letter(topic=topic, reason=reason, state=state), limit))
-    if as_json:
-        for letter in letters:
-            write(json.dumps(letter, ensure_ascii=False))
-    elif letters:
-        write(table(_HEADINGS, [_row(letter) for letter in letters], right=frozenset({0, 3, 6})))
-    else:
-        note("no dead letter matches")
+    listing(letters, _HEADINGS, _row, as_json=as_json, empty="no dead letter matches", right=frozenset({0, 3, 6}))
     return 0
 
 

@@ -1,11 +1,10 @@
 """`megido errors`: what failed, over the REST API. What each type means is in docs/errors.md."""
 
-import json
 from itertools import islice
 
 from megido.client import Client, ListedError
 from megido.history import clock
-from megido.terminal import note, table, write
+from megido.terminal import listing
 from megido_shared.errors import ConfigurationError
 from megido_shared.events import ErrorType
 
@@ -20,13 +19,7 @@ def list_errors(client: Client, *, limit: int, error_type: str, source_ip: str, 
     if wanted and wanted not in list(ErrorType):
         raise ConfigurationError(f"--type is {error_type!r}; it must be one of {', '.join(ErrorType)}")
     errors = list(islice(client.each_error(error_type=wanted, source_ip=source_ip), limit))
-    if as_json:
-        for error in errors:
-            write(json.dumps(error, ensure_ascii=False))
-    elif errors:
-        write(table(_HEADINGS, [_row(error) for error in errors], right=frozenset({0, 3})))
-    else:
-        note("no error matches")
+    listing(errors, _HEADINGS, _row, as_json=as_json, empty="no error matches", right=frozenset({0, 3}))
     return 0
 
 

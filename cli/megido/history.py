@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from megido.client import ApiError, Client, Detail, Listed, Replayed
-from megido.terminal import note, safe, safe_line, table, write
+from megido.terminal import listing, note, safe, safe_line, write
 from megido_shared.errors import ConfigurationError, MegidoError, Unavailable
 
 _HEADINGS = ("ID", "TIME", "METHOD", "STATUS", "MS", "SIZE", "PROTOCOL", "SOURCE", "URL")
@@ -28,14 +28,11 @@ def list_requests(
 ) -> int:
     found = _matching(client, method=method, url=url, protocol=protocol, source_ip=source_ip, search=search)
     requests = list(islice(found, limit))
-    if as_json:
-        for request in requests:
-            write(json.dumps(request, ensure_ascii=False))
-    elif requests:
-        write(table(_HEADINGS, [_row(request) for request in requests], right=_RIGHT))
-    else:
-        note("no request matches; send something through the proxy, or leave a filter out")
-        note(f"connections that failed before a request: {client.api_url}/proxy/api/errors/list/")
+    empty = (
+        "no request matches; send something through the proxy, or leave a filter out\n"
+        f"connections that failed before a request: {client.api_url}/proxy/api/errors/list/"
+    )
+    listing(requests, _HEADINGS, _row, as_json=as_json, empty=empty, right=_RIGHT)
     return 0
 
 

@@ -67,18 +67,18 @@ def clean(
 
 
 def _entries(client: "Client", log_type: str, limit: int, *, as_json: bool) -> int:
-    from megido.terminal import note, table, write  # noqa: PLC0415
+    from megido.terminal import listing  # noqa: PLC0415
 
     found = client.recent_logs(log_type, limit)
-    if as_json:
-        for entry in found["logs"]:
-            write(json.dumps(entry, ensure_ascii=False))
-    elif found["logs"]:
-        columns = _COLUMNS[log_type]
-        headings = ("TIME", "ID", *(name.upper().replace("_", " ") for name in columns))
-        write(table(headings, [_row(entry, columns) for entry in found["logs"]], right=frozenset({1})))
-    else:
-        note(_none(found, log_type))
+    columns = _COLUMNS[log_type]
+    listing(
+        found["logs"],
+        ("TIME", "ID", *(name.upper().replace("_", " ") for name in columns)),
+        lambda entry: _row(entry, columns),
+        as_json=as_json,
+        empty=_none(found, log_type),
+        right=frozenset({1}),
+    )
     return 0
 
 

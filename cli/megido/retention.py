@@ -92,22 +92,17 @@ def runs(
 ) -> int:
     """List runs: who asked, and what went."""
     from megido.history import clock  # noqa: PLC0415
-    from megido.terminal import note, table, write  # noqa: PLC0415
+    from megido.terminal import listing  # noqa: PLC0415
+
+    def row(one: dict[str, Any]) -> list[str]:
+        state = one["state"] + (", dry" if one["dry_run"] else "")
+        what = one["error"] or _summary(one["report"])
+        return [str(one["id"]), clock(one["requested_at"]), state, one["requested_by"], what]
 
     with _client(api_url) as client:
         found = client.retention_runs(limit=limit)["runs"]
-    if as_json:
-        for one in found:
-            write(json.dumps(one))
-    elif found:
-        rows = [
-            [str(one["id"]), clock(one["requested_at"]), one["state"] + (", dry" if one["dry_run"] else ""),
-             one["requested_by"], one["error"] or _summary(one["report"])]
-            for one in found
-        ]  # fmt: skip
-        write(table(("ID", "TIME", "STATE", "BY", "WHAT"), rows, right=frozenset({0})))
-    else:
-        note("nothing was removed so far")
+    headings = ("ID", "TIME", "STATE", "BY", "WHAT")
+    listing(found, headings, row, as_json=as_json, empty="nothing was removed so far", right=frozenset({0}))
     return 0
 
 
@@ -140,18 +135,15 @@ def pins(
 ) -> int:
     """List pinned flows."""
     from megido.history import clock  # noqa: PLC0415
-    from megido.terminal import note, table, write  # noqa: PLC0415
+    from megido.terminal import listing  # noqa: PLC0415
+
+    def row(one: dict[str, Any]) -> list[str]:
+        return [str(one["id"] or ""), clock(one["pinned_at"]), one["pinned_by"], one["url"] or ""]
 
     with _client(api_url) as client:
         found = client.pins(limit=limit)["pins"]
-    if as_json:
-        for one in found:
-            write(json.dumps(one))
-    elif found:
-        rows = [[str(one["id"] or ""), clock(one["pinned_at"]), one["pinned_by"], one["url"] or ""] for one in found]
-        write(table(("ID", "PINNED", "BY", "URL"), rows, right=frozenset({0})))
-    else:
-        note("no flow is pinned")
+    headings = ("ID", "PINNED", "BY", "URL")
+    listing(found, headings, row, as_json=as_json, empty="no flow is pinned", right=frozenset({0}))
     return 0
 
 

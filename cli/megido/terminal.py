@@ -1,9 +1,10 @@
 """What captured traffic may do to a terminal: nothing. And tables that fit into one."""
 
+import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 _LINE = re.compile(r"[\t\n]")
@@ -29,6 +30,26 @@ def write(text: str) -> None:
 def note(text: str) -> None:
     """One line on stderr."""
     sys.stderr.write(f"megido: {text}\n")
+
+
+def listing[T](
+    found: Sequence[T],
+    headings: Sequence[str],
+    row: Callable[[T], Sequence[str]],
+    *,
+    as_json: bool,
+    empty: str,
+    right: frozenset[int] = frozenset(),
+) -> None:
+    """One JSON object a line for pipes, a table for people; without any, `empty` for people on stderr."""
+    if as_json:
+        for one in found:
+            write(json.dumps(one, ensure_ascii=False))
+    elif found:
+        write(table(headings, [row(one) for one in found], right=right))
+    else:
+        for line in empty.splitlines():
+            note(line)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> str:
